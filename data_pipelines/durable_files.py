@@ -1,0 +1,95 @@
+"""Files and folders that are either there as a whole, and on disk, or not there at all."""
+
+import contextlib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.errors import UserError
+
+_PIECE_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """Makes the folder `target` in one step out of what the block writes.
+
+    Yields a temporary folder beside `target`. When the block ends it is flushed to disk and renamed
+    to `target`; when the block raises it is removed. A killed process leaves only the temporary
+    folder, whose hidden name `.NAME.partial-…` nothing takes for finished data.
+
+    Raises:
+        UserError: `target` is there already and holds something.
+    """
+    partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
+    # Not `tempfile.mkdtemp`: its folders stay closed to everybody else on a shared file system.
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        _flush_tree(partial)
+        _rename(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _flush(target.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file in one step: a reader, or a crash, sees all of the old one or of the new."""
+    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    try:
+        partial.write_bytes(content)
+        _flush(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    for piece in pieces_of_file(path):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def pieces_of_file(path: Path, *, start: int = 0) -> Iterator[bytes]:
+    """Yields a file's bytes from `start` on, a bounded piece at a time."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
+
+
+def _rename(partial: Path, target: Path) -> None:
+    try:
+        # POSIX: replaces an empty folder, refuses one that holds something.
+        partial.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise UserError(
+            f"{target}: there is something here already, and it is never overwritten; "
+            "remove it or choose another folder"
+        ) from error
+
+
+def _flush_tree(directory: Path) -> None:
+    for folder, _, file_names in os.walk(directory):
+        for name in file_names:
+            _flush(Path(folder, name))
+        _flush(Path(folder))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

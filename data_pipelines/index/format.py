@@ -1,0 +1,129 @@
+"""The index on disk: `index/` beside the shards, with meta.json, samples.npy and keys.txt.
+
+samples.npy has one record a sample and is mapped into memory, so that all workers of a machine
+share one copy of it. keys.txt, one key a line in the same order, is only read for error messages.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydantic
+
+from data_pipelines.durable_files import pieces_of_file
+from data_pipelines.errors import UserError
+
+INDEX_FOLDER = "index"
+META_FILE = "meta.json"
+SAMPLES_FILE = "samples.npy"
+KEYS_FILE = "keys.txt"
+
+FORMAT_NAME = "data_pipelines.index"
+FORMAT_VERSION = 1
+
+# The way out that messages about missing or damaged data name.
+REMAKE = "make the data anew with `msam-scale data prepare NAME --out DIR`"
+
+
+class _Record(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class ShardMeta(_Record):
+    """One shard: its file name, its size and what it holds."""
+
+    name: str
+    bytes: int
+    num_samples: int
+    sha256: str
+
+
+class IndexMeta(_Record):
+    """What meta.json says about a split.
+
+    Attributes:
+        columns: Extensions of the files of every sample, sorted.
+        class_counts: How many samples each class has.
+        image_shape: (height, width, channels) when all images have the same, else None.
+        preshuffle_seed: Seed of the shuffle the samples were written in; None when they were not.
+        fingerprint: SHA-256 over everything that defines the samples, see `fingerprint_of`.
+    """
+
+    format: str
+    version: int
+    split: str
+    num_samples: int
+    num_classes: int
+    class_counts: tuple[int, ...]
+    columns: tuple[str, ...]
+    image_shape: tuple[int, int, int] | None
+    preshuffle_seed: int | None
+    shards: tuple[ShardMeta, ...]
+    created_by: str
+    fingerprint: str
+
+    @classmethod
+    def read(cls, path: Path) -> "IndexMeta":
+        """Reads meta.json.
+
+        Raises:
+            UserError: It is missing, damaged, or of a version this program does not know.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+            content = json.loads(text)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); {REMAKE}") from error
+        found = content if isinstance(content, dict) else {}
+        if found.get("format") != FORMAT_NAME or found.get("version") != FORMAT_VERSION:
+            raise UserError(
+                f"{path}: format {found.get('format')!r} version {found.get('version')!r} is not "
+                f"known, only {FORMAT_NAME!r} version {FORMAT_VERSION}; {REMAKE}"
+            )
+        try:
+            return cls.model_validate_json(text)
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise UserError(f"{path}: {key}: {first['msg']}; {REMAKE}") from error
+
+    def write(self, path: Path) -> None:
+        """Writes meta.json."""
+        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def sample_dtype(columns: Sequence[str]) -> np.dtype[Any]:
+    """Returns the record of one sample in samples.npy.
+
+    `crc32` is over the payloads of all columns, one after the other in the order of `columns`.
+    """
+    extents = [
+        field
+        for column in columns
+        for field in ((offset_field(column), "<u8"), (size_field(column), "<u4"))
+    ]
+    return np.dtype([("shard", "<u4"), *extents, ("crc32", "<u4"), ("label", "<i4")])
+
+
+def offset_field(column: str) -> str:
+    """Returns the field that says where in the shard a column's payload begins."""
+    return f"{column}.offset"
+
+
+def size_field(column: str) -> str:
+    """Returns the field that says how many bytes a column's payload has."""
+    return f"{column}.size"
+
+
+def fingerprint_of(
+    samples_file: Path, *, shards: Sequence[ShardMeta], columns: Sequence[str]
+) -> str:
+    """Returns the fingerprint of a split: two are equal when the samples are, in the same order."""
+    content = {"columns": list(columns), "shards": [shard.sha256 for shard in shards]}
+    digest = hashlib.sha256(json.dumps(content).encode("ascii"))
+    for piece in pieces_of_file(samples_file):
+        digest.update(piece)
+    return digest.hexdigest()

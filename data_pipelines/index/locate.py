@@ -1,0 +1,59 @@
+"""From what the user wrote to the folder that holds a split."""
+
+from pathlib import Path
+
+import braceexpand
+
+from data_pipelines.errors import UserError
+from data_pipelines.index.format import INDEX_FOLDER, META_FILE, REMAKE
+
+
+def find_split(location: str | Path) -> tuple[Path, list[str] | None]:
+    """Finds the folder of a split.
+
+    Args:
+        location: The folder itself, or the shards in it, as `DIR/train-{000000..000003}.tar`.
+
+    Returns:
+        The folder, which has an `index/`, and the file names of the shards if those were given.
+
+    Raises:
+        UserError: There is no such folder or it has no index.
+    """
+    path = Path(location)
+    if path.is_dir():
+        directory, names = path, None
+    elif path.suffix == ".tar":
+        directory, names = _expand(str(location))
+    else:
+        raise UserError(
+            f"{location}: no such folder; give the folder of a split or its shards as "
+            f"DIR/train-{{000000..000003}}.tar, or {REMAKE}"
+        )
+    if not (directory / INDEX_FOLDER / META_FILE).is_file():
+        raise UserError(f"{directory}: {_why_not_a_split(directory)}")
+    return directory, names
+
+
+def _expand(pattern: str) -> tuple[Path, list[str]]:
+    try:
+        paths = [Path(name) for name in braceexpand.braceexpand(pattern)]
+    except ValueError as error:
+        raise UserError(f"{pattern}: the braces do not match ({error})") from error
+    folders = sorted({str(path.parent) for path in paths})
+    if len(folders) > 1:
+        raise UserError(
+            f"{pattern}: the shards of a split lie in one folder, not in {', '.join(folders)}"
+        )
+    return paths[0].parent, [path.name for path in paths]
+
+
+def _why_not_a_split(directory: Path) -> str:
+    if not directory.is_dir():
+        return f"no such folder; {REMAKE}"
+    splits = sorted(
+        path.parent.parent.name for path in directory.glob(f"*/{INDEX_FOLDER}/{META_FILE}")
+    )
+    if splits:
+        return f"a prepared data set; give one of its splits: {', '.join(splits)}"
+    return f"has no {INDEX_FOLDER}/{META_FILE}, so it is no prepared split; {REMAKE}"

@@ -1,0 +1,159 @@
+"""An opened index."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data_pipelines.decoding import SampleDecoder
+from data_pipelines.errors import UserError
+from data_pipelines.index.format import (
+    INDEX_FOLDER,
+    KEYS_FILE,
+    META_FILE,
+    REMAKE,
+    SAMPLES_FILE,
+    IndexMeta,
+    fingerprint_of,
+    sample_dtype,
+)
+from data_pipelines.index.locate import find_split
+
+
+class SampleIndex:
+    """The samples of one split: how many, of which classes, and where each lies.
+
+    Sample ids are 0 … num_samples - 1, in the order of the shards. Pickling keeps the folder and
+    the metadata only; the table is mapped again where it is unpickled.
+
+    Attributes:
+        directory: The folder of the split.
+        meta: What the index says about the split.
+        decoder: How its samples are decoded.
+        samples: One record a sample, see `format.sample_dtype`; mapped read-only from the file.
+    """
+
+    def __init__(self, directory: Path, meta: IndexMeta) -> None:
+        """Maps the table of samples; use `open`, which checks the shards too.
+
+        Raises:
+            UserError: The table or the keys are missing or do not fit the metadata.
+        """
+        self.directory = directory
+        self.meta = meta
+        try:
+            self.decoder = SampleDecoder.for_columns(meta.columns)
+        except UserError as error:
+            raise UserError(f"{directory / INDEX_FOLDER / META_FILE}: {error}") from error
+        self.samples = _map_samples(directory / INDEX_FOLDER / SAMPLES_FILE, meta)
+
+    @classmethod
+    def open(cls, location: str | Path) -> "SampleIndex":
+        """Opens the index of a split and checks that it fits the shards beside it.
+
+        Every shard must be there with the size it was indexed with. Their content is checked sample
+        by sample when it is read.
+
+        Args:
+            location: The folder of the split, which holds the shards and `index/`; or the shards,
+                as `DIR/train-{000000..000003}.tar`.
+
+        Raises:
+            UserError: Something is missing, damaged, or not what was indexed; the message names it.
+        """
+        directory, names = find_split(location)
+        meta = IndexMeta.read(directory / INDEX_FOLDER / META_FILE)
+        if names is not None:
+            _check_names(location, given=names, meta=meta)
+        for shard in meta.shards:
+            path = directory / shard.name
+            if not path.is_file():
+                raise UserError(f"{path}: missing, though the index lists this shard; {REMAKE}")
+            size = path.stat().st_size
+            if size != shard.bytes:
+                raise UserError(
+                    f"{path}: {size} bytes, but {shard.bytes} when it was indexed: changed or cut "
+                    f"short; restore it or {REMAKE}"
+                )
+        return cls(directory, meta)
+
+    def __reduce__(self) -> tuple[type["SampleIndex"], tuple[Path, IndexMeta]]:
+        return SampleIndex, (self.directory, self.meta)
+
+    @property
+    def num_samples(self) -> int:
+        """How many samples there are."""
+        return self.meta.num_samples
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are; labels are 0 … num_classes - 1."""
+        return self.meta.num_classes
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """(height, width, channels) of the stored images; None when they differ."""
+        return self.meta.image_shape
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two splits with the same samples in the same order."""
+        return self.meta.fingerprint
+
+    def shard_path(self, shard: int) -> Path:
+        """Returns the file of a shard, by its number in the index."""
+        return self.directory / self.meta.shards[shard].name
+
+    def key(self, sample_id: int) -> str:
+        """Returns the name a sample has in its shard, for messages."""
+        return self._keys[sample_id]
+
+    def verify_fingerprint(self) -> None:
+        """Checks the index against its own fingerprint; does not read the shards.
+
+        Raises:
+            UserError: The index was changed after it was made.
+        """
+        samples_file = self.directory / INDEX_FOLDER / SAMPLES_FILE
+        found = fingerprint_of(samples_file, shards=self.meta.shards, columns=self.meta.columns)
+        if found != self.fingerprint:
+            raise UserError(
+                f"{samples_file}: changed since it was made: fingerprint {found[:16]}…, "
+                f"but {META_FILE} says {self.fingerprint[:16]}…; {REMAKE}"
+            )
+
+    @functools.cached_property
+    def _keys(self) -> list[str]:
+        path = self.directory / INDEX_FOLDER / KEYS_FILE
+        return path.read_bytes().decode("utf-8").split("\n")
+
+
+def _map_samples(path: Path, meta: IndexMeta) -> NDArray[Any]:
+    if not (path.parent / KEYS_FILE).is_file():
+        raise UserError(f"{path.parent / KEYS_FILE}: missing; {REMAKE}")
+    try:
+        samples: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); {REMAKE}") from error
+    if samples.dtype != sample_dtype(meta.columns) or samples.shape != (meta.num_samples,):
+        raise UserError(
+            f"{path}: {samples.shape} records of {samples.dtype} do not fit {META_FILE}, "
+            f"which says {meta.num_samples} samples with {', '.join(meta.columns)}; {REMAKE}"
+        )
+    return samples
+
+
+def _check_names(location: str | Path, *, given: list[str], meta: IndexMeta) -> None:
+    indexed = {shard.name for shard in meta.shards}
+    unknown, left_out = sorted(set(given) - indexed), sorted(indexed - set(given))
+    differences = [
+        *([f"{', '.join(unknown)} is not in the index"] if unknown else []),
+        *([f"{', '.join(left_out)} is in the index but not named"] if left_out else []),
+    ]
+    if differences:
+        raise UserError(
+            f"{location}: does not name the shards that were indexed: {'; '.join(differences)}; "
+            f"name them all, or give the folder"
+        )

@@ -1,0 +1,7 @@
+"""Which sample comes when: pure functions of the seed, the epoch and the place in it."""
+
+from data_pipelines.order.global_order import GlobalOrder
+from data_pipelines.order.random_streams import augmentation_rng
+from data_pipelines.order.registry import ORDERS, SampleOrder, sample_order
+
+__all__ = ["ORDERS", "GlobalOrder", "SampleOrder", "augmentation_rng", "sample_order"]

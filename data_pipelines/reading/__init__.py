@@ -1,0 +1,5 @@
+"""Samples read by their place in the shards."""
+
+from data_pipelines.reading.shard_reader import ShardReader
+
+__all__ = ["ShardReader"]
