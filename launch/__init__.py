@@ -1,0 +1,1 @@
+"""Entry points: the command line and what starts training on many ranks."""

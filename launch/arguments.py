@@ -1,0 +1,24 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the config file as `config` and its overrides as `overrides`."""
+    parser.add_argument("config", metavar="CONFIG", help="config file: .yaml, .yml or .json")
+    parser.add_argument(
+        "overrides",
+        metavar="KEY=VALUE",
+        nargs="*",
+        help="setting that goes before the file's, such as optimizer.lr=0.1",
+    )
+
+
+def count(text: str) -> int:
+    """An argument that counts something: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value

@@ -1,0 +1,72 @@
+"""The `msam-scale` command: finds the command, runs it, and turns the outcome into an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+from data_pipelines.errors import UserError
+from launch.commands import COMMANDS
+from launch.exit_codes import FAILURE, INTERRUPTED, USER_ERROR
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: the arguments after the program's name; by default those of this process.
+
+    Returns:
+        The exit code: 0 for success, 2 for what the user can mend (one line on stderr), 130 for an
+        interrupt, 1 for everything else (with its traceback).
+    """
+    try:
+        arguments = _parse(argv)
+    except SystemExit as end:  # argparse has printed help, or what is wrong with the arguments
+        return end.code if isinstance(end.code, int) else FAILURE
+    try:
+        code: int = arguments.run(arguments)
+    except UserError as error:
+        print(f"msam-scale: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("msam-scale: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+        return FAILURE
+    return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; a command's `run` is in the parsed arguments."""
+    parser = argparse.ArgumentParser(
+        prog="msam-scale",
+        description="Train with mSAM: one result on any number of ranks.",
+        allow_abbrev=False,
+    )
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(
+            command.NAME, help=command.HELP, description=command.HELP, allow_abbrev=False
+        )
+        subparser.set_defaults(run=command.run)
+        command.add_arguments(subparser)
+    return parser
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse leaves KEY=VALUE words over that come after an option.
+    if rest and (not hasattr(arguments, "overrides") or any(word[0:1] == "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides = [*arguments.overrides, *rest]
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(main())

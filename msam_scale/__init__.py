@@ -1,0 +1,40 @@
+"""Micro-batch-averaged sharpness-aware minimization (mSAM) at any scale, with one result."""
+
+from typing import TYPE_CHECKING
+
+from data_pipelines.lazy_exports import lazy_exports
+
+if TYPE_CHECKING:
+    from msam_scale.batch_plan import BatchPlan
+    from msam_scale.config import Config, load_config
+    from msam_scale.engine import Engine
+    from msam_scale.errors import ConfigError, UserError
+    from msam_scale.initialization import initialize
+    from msam_scale.step_summary import StepResult
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BatchPlan",
+    "Config",
+    "ConfigError",
+    "Engine",
+    "StepResult",
+    "UserError",
+    "initialize",
+    "load_config",
+]
+
+__getattr__ = lazy_exports(
+    __name__,
+    {
+        "BatchPlan": "batch_plan",
+        "Config": "config",
+        "ConfigError": "errors",
+        "Engine": "engine",
+        "StepResult": "step_summary",
+        "UserError": "errors",
+        "initialize": "initialization",
+        "load_config": "config",
+    },
+)

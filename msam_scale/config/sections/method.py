@@ -1,0 +1,69 @@
+"""What one optimizer step computes: the objective and the mini-batch it is computed on."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from msam_scale.config.sections.base import Count, Section, Text
+
+Algorithm = Literal["vanilla", "sam", "msam"]
+
+
+class Phase(Section):
+    """One part of a run that changes its algorithm on the way."""
+
+    until: Annotated[float, Field(gt=0, le=1)]
+    """Fraction of all optimizer steps at which this phase ends; 1 is the end of the run."""
+
+    algorithm: Algorithm
+    """Algorithm of this phase, as in `objective.algorithm`."""
+
+
+class ObjectiveSection(Section):
+    """The loss that is minimised: plain, or its worst case in a ball around the weights."""
+
+    algorithm: Algorithm = "msam"
+    """`vanilla` minimises the training loss; `sam` the loss at the worst point within `rho`, one
+    perturbation for the mini-batch; `msam`, the default, the same with one perturbation for each of
+    `micro_batches` parts of the mini-batch."""
+
+    micro_batches: Count | None = None
+    """The paper's m: number of disjoint, equal parts of the mini-batch that are each perturbed on
+    their own. It changes the result, the number of ranks does not. `msam` needs it, because no
+    value suits every batch; 1 is SAM."""
+
+    rho: Annotated[float, Field(ge=0)] = 0.05
+    """Radius of the perturbation: its 2-norm over all parameters, in the parameters' own unit. 0.05
+    by default, the usual choice for SAM on images; 0 makes the perturbation vanish."""
+
+    ascent: Text = "sam"
+    """Rule that turns a micro-batch's gradient into its perturbation. `sam`, the default, is the
+    gradient scaled to the length `rho`."""
+
+    phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
+    """Parts of the run with an algorithm of their own, in order, each with `until` and `algorithm`:
+    the paper's hybrid training. Empty by default: `objective.algorithm` throughout."""
+
+    max_skipped_steps: Count = 10
+    """Number of optimizer steps in a row that may be skipped because of a gradient that is not
+    finite, before training stops with an error. 10 by default: enough for a rare bad batch, few
+    enough to notice that a run has diverged."""
+
+
+class BatchSection(Section):
+    """The mini-batch of one optimizer step and how it is cut up."""
+
+    size: Count
+    """B: samples of one optimizer step over all ranks together. Required: it changes the result,
+    so no value can be guessed. It must be a multiple of `objective.micro_batches`."""
+
+    chunk: Count | None = None
+    """Most samples that go through the model at once on one rank, so that their activations fit
+    into memory. It does not change the result. `null`, the default: all of a rank's samples of a
+    micro-batch at once."""
+
+    norm_samples: Count | None = None
+    """Consecutive samples that BatchNorm layers normalise together (ghost batches). It changes the
+    result of models with BatchNorm, and only of those. `null`, the default: a whole micro-batch."""

@@ -1,0 +1,83 @@
+"""How the weights move: the optimizer, its schedule and the length of the training."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from msam_scale.config.sections.base import Arguments, Count, Section, Text
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class OptimizerSection(Section):
+    """The optimizer that takes the averaged gradient."""
+
+    name: Text = "sgd"
+    """Name of the optimizer, for example `sgd` or `adamw`. `sgd` by default, as in the paper's
+    image experiments."""
+
+    lr: Positive | None = None
+    """Learning rate at the top of the schedule. Training from the command line needs it, because no
+    value suits every model; `null` leaves it to the optimizer's own default."""
+
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum coefficient, for optimizers that have one. `null`, the default, leaves it to the
+    optimizer's own default."""
+
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay coefficient in the optimizer's own sense: added to the gradient by `sgd`,
+    decoupled from it in `adamw`. `null`, the default, leaves it to the optimizer's own default."""
+
+    clip_norm: Positive | None = None
+    """Largest 2-norm of the averaged gradient over all parameters; a longer one is scaled down to
+    it before the optimizer steps. `null`, the default: no clipping."""
+
+    args: Arguments = Field(default_factory=dict)
+    """Further keyword arguments of the optimizer's constructor, passed on as they are, for example
+    `{nesterov: true}`. Empty by default: the optimizer's own defaults."""
+
+
+class ScheduleSection(Section):
+    """How the learning rate changes from step to step."""
+
+    name: Literal["one_cycle", "cosine", "linear", "constant"] = "constant"
+    """Shape of the learning rate over all steps: up and down again, down a half cosine, down a
+    straight line, or unchanged. `constant` by default, because it needs no knowledge of the run's
+    length."""
+
+    warmup: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0
+    """Length of the linear rise at the start: a whole number is optimizer steps, a fraction
+    below 1 is that part of all steps. 0 by default: no rise."""
+
+
+class TrainingSection(Section):
+    """The training loop."""
+
+    epochs: Count | None = None
+    """Length of the training in passes over the training data. Give this or `training.steps`, not
+    both; training from the command line needs one of them."""
+
+    steps: Count | None = None
+    """Length of the training in optimizer steps. Give this or `training.epochs`, not both; training
+    from the command line needs one of them."""
+
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of each label's probability that the default cross-entropy loss spreads evenly over all
+    classes. 0 by default: plain labels."""
+
+    eval_every: Count | None = None
+    """Optimizer steps between two evaluations on `data.val`. `null`, the default: once an epoch."""
+
+    compile: bool = False
+    """Compile the model with `torch.compile`. Off by default: the first step takes long, and not
+    every model compiles."""
+
+    activation_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, about a
+    third more computation. Off by default."""
+
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay, for each step, of an exponential moving average of the weights that is evaluated and
+    saved beside them. `null`, the default: no average."""

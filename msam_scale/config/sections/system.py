@@ -1,0 +1,71 @@
+"""Where the work runs and what is kept of it; all of it changes the result by rounding only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from msam_scale.config.sections.base import Arguments, Count, Section, Text
+
+Precision = Literal["float32", "bfloat16", "float16", "float64"]
+
+
+class ShardingSection(Section):
+    """How parameters, gradients and optimizer state are spread over ranks."""
+
+    strategy: Literal["replicated", "fsdp", "zero1", "zero2", "zero3"] = "replicated"
+    """What is spread over the ranks: nothing (`replicated`, the default, right for models that fit
+    on one device), everything with PyTorch's FSDP2 (`fsdp`), or with DeepSpeed the optimizer state
+    (`zero1`), gradients too (`zero2`), parameters too (`zero3`)."""
+
+    shard_group: Count | None = None
+    """Ranks that together hold one copy of the parameters, for example those of one node. `null`,
+    the default: all ranks."""
+
+    deepspeed: Text | Arguments | None = None
+    """DeepSpeed settings that are merged into those this config leads to: the path of a JSON file,
+    or the settings themselves. `null`, the default: nothing to merge."""
+
+    offload: bool = False
+    """Keep optimizer state (and sharded parameters) in host memory. Off by default: it saves device
+    memory at the price of slower steps."""
+
+
+class CheckpointSection(Section):
+    """When the state of training is saved, and what a new start does with it."""
+
+    every: Count | None = None
+    """Optimizer steps between two checkpoints. `null`, the default: one at the end of training."""
+
+    keep: Count = 2
+    """Number of newest checkpoints that are kept; older ones are deleted. 2 by default, so that one
+    is left when the newest turns out to be damaged."""
+
+    asynchronous: Annotated[bool, Field(alias="async")] = False
+    """Write checkpoints while training goes on, instead of waiting for the disk. Off by default: it
+    needs host memory for one more copy of the state."""
+
+    resume: Text = "auto"
+    """What a start does with earlier checkpoints: `auto`, the default, goes on from the run's
+    newest one if there is any, `never` starts afresh, and anything else is the path of the
+    checkpoint to start from."""
+
+
+class MonitorSection(Section):
+    """What is reported while training runs."""
+
+    every: Count = 10
+    """Optimizer steps between two reports. 10 by default: often enough to watch, too rare to slow
+    the steps down."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files into the run's folder. On by default: they cost next to
+    nothing."""
+
+    jsonl: bool = True
+    """Write `metrics.jsonl` into the run's folder, one JSON object for each report. On by default:
+    plots and comparisons of runs read it."""
+
+    progress: bool = True
+    """Show a progress bar on the terminal of the first rank. On by default."""

@@ -1,0 +1,45 @@
+"""Settings that do nothing beside certain others: refused, because their author expects an effect.
+
+A setting that is at its default is fine: a written-out config holds all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from msam_scale.config.check_registry import Check
+from msam_scale.config.describe import shown
+from msam_scale.config.keys import default_of
+from msam_scale.config.problems import Problem
+
+
+@dataclass(frozen=True)
+class _WithoutEffect:
+    """`key` does nothing while `beside` has `value`."""
+
+    key: str
+    beside: str
+    value: object
+
+    def as_check(self) -> Check:
+        return Check(self._find, reads={"given": self.key, "other": self.beside})
+
+    def _find(self, *, given: object, other: object) -> Iterator[Problem]:
+        if other == self.value and given != default_of(self.key):
+            because = f"with {self.beside}: {other}" if other else f"without {self.beside}"
+            yield Problem(self.key, f"{shown(given)} has no effect {because}; leave it out")
+
+
+WITHOUT_EFFECT = [
+    rule.as_check()
+    for rule in (
+        _WithoutEffect("objective.rho", beside="objective.algorithm", value="vanilla"),
+        _WithoutEffect("objective.ascent", beside="objective.algorithm", value="vanilla"),
+        _WithoutEffect("training.eval_every", beside="data.val", value=None),
+        _WithoutEffect("data.cache_limit", beside="data.cache_dir", value=None),
+        _WithoutEffect("sharding.shard_group", beside="sharding.strategy", value="replicated"),
+        _WithoutEffect("sharding.deepspeed", beside="sharding.strategy", value="replicated"),
+        _WithoutEffect("sharding.offload", beside="sharding.strategy", value="replicated"),
+    )
+]
