@@ -1,0 +1,224 @@
+"""The engine: one mini-batch in, one optimizer step of vanilla training, SAM or mSAM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_pipelines.errors import UserError
+from msam_scale.ascent import ASCENT_RULES
+from msam_scale.batch_plan import BatchPlan
+from msam_scale.batch_tree import Batch, narrow, num_samples
+from msam_scale.checkpoint import load_checkpoint, save_checkpoint
+from msam_scale.config import Config
+from msam_scale.layers import PassContext, install_layers
+from msam_scale.layers.generators import Generators
+from msam_scale.micro_batch import MicroBatch
+from msam_scale.optimization import SkippedSteps
+from msam_scale.passes import LossFunction, Passes
+from msam_scale.precision import Precision
+from msam_scale.ranks import Ranks
+from msam_scale.sharding import Sharding
+from msam_scale.step import Objective, run_step
+from msam_scale.step_summary import StepResult, StepSummary
+
+
+class Engine:
+    """Trains a model with the configured objective. Made by `msam_scale.initialize`.
+
+    Attributes:
+        module: the model, trained in place.
+        plan: which samples of a mini-batch each rank works on.
+        config: what was asked for.
+        ranks: this process's place among all.
+        num_steps_done: optimizer steps done, skipped ones included.
+        skipped_steps: the count of skipped steps.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        config: Config,
+        plan: BatchPlan,
+        ranks: Ranks,
+        precision: Precision,
+        sharding: Sharding,
+        loss_fn: LossFunction,
+        learning_rate_fraction: Callable[[int], float],
+    ) -> None:
+        self.module = model
+        self.plan = plan
+        self.config = config
+        self.ranks = ranks
+        self.num_steps_done = 0
+        self._precision = precision
+        self._sharding = sharding
+        self._learning_rate_fraction = learning_rate_fraction
+        self._peak_learning_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._objective = Objective(
+            ascent=None
+            if config.objective.algorithm == "vanilla"
+            else ASCENT_RULES[config.objective.ascent],
+            rho=config.objective.rho,
+        )
+        self._context = PassContext(
+            config.run.seed,
+            norm_samples=config.batch.norm_samples or plan.micro_batch_size,
+            device=ranks.device,
+        )
+        statistics = install_layers(model, self._context)
+        self._generators = Generators(config.run.seed, device=ranks.device)
+        self._summary = StepSummary(plan, statistics, world=ranks.world, device=ranks.device)
+        self._passes = Passes(
+            model,
+            loss_fn,
+            sharding=sharding,
+            context=self._context,
+            generators=self._generators,
+            precision=precision,
+            device=ranks.device,
+            summary=self._summary,
+            speaks=ranks.is_first,
+        )
+        self.skipped_steps = SkippedSteps(
+            limit=config.objective.max_skipped_steps, device=ranks.device
+        )
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer of this rank's shards."""
+        return self._sharding.optimizer
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next step, of the first parameter group."""
+        peak: float = self._peak_learning_rates[0]
+        return peak * self._learning_rate_fraction(self.num_steps_done)
+
+    def train_step(self, batch: Batch | Iterator[Batch]) -> StepResult:
+        """One optimizer step on this rank's part of the mini-batch. Collective.
+
+        Args:
+            batch: the samples at `plan.positions(rank)` in that order, as a tensor or nested dict,
+                list or tuple of tensors whose first dimension is `plan.samples_per_rank`, on any
+                device; or an iterator over the rank's `plan.sequential` micro-batches, each of
+                `plan.slice_size` samples.
+
+        Returns:
+            The figures of the step, equal on all ranks; reading one waits for the device.
+
+        Raises:
+            UserError: the batch has another number of samples or micro-batches.
+            NonFiniteError: `objective.max_skipped_steps` steps in a row were skipped.
+        """
+        step = self.num_steps_done
+        fraction = self._learning_rate_fraction(step)
+        for group, peak in zip(self.optimizer.param_groups, self._peak_learning_rates, strict=True):
+            group["lr"] = peak * fraction
+        self._context.begin_step(step)
+        self._generators.begin_step(step)
+        run_step(
+            self._micro_batches(batch),
+            objective=self._objective,
+            plan=self.plan,
+            sharding=self._sharding,
+            passes=self._passes,
+            summary=self._summary,
+            clip_norm=self.config.optimizer.clip_norm,
+            update=self._sharding.apply,
+        )
+        self.num_steps_done += 1
+        result = self._summary.result()
+        self.skipped_steps.count(self._summary.skip)
+        return result
+
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers, unsharded, original names, full precision, as CPU tensors."""
+        return self._sharding.full_state_dict()
+
+    def save_checkpoint(
+        self, directory: str | Path, *, extra: Mapping[str, Any] | None = None
+    ) -> Path:
+        """Saves model, optimizer and counters between two steps. Collective.
+
+        Args:
+            directory: gets a folder `step-…` and the file `latest` that names it.
+            extra: what else belongs to the run, as JSON; `load_checkpoint` gives it back.
+
+        Returns:
+            The checkpoint's folder, complete and on disk.
+
+        Raises:
+            UserError: a checkpoint of this step is there already.
+        """
+        return save_checkpoint(self, directory, extra=extra)
+
+    def load_checkpoint(self, location: str | Path) -> dict[str, Any]:
+        """Goes on where a checkpoint was saved, at any world size.
+
+        Args:
+            location: a checkpoint's folder, or a directory whose `latest` names one.
+
+        Returns:
+            The `extra` that was saved.
+
+        Raises:
+            UserError: no checkpoint, a damaged one, or one of another model or optimizer.
+        """
+        return load_checkpoint(self, location)
+
+    def train(self, mode: bool = True) -> None:
+        """Puts the model in training mode."""
+        self.module.train(mode)
+
+    def eval(self) -> None:
+        """Puts the model in evaluation mode."""
+        self.module.eval()
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision that the passes compute in, for a forward outside of them."""
+        return self._precision.autocast(self.ranks.device)
+
+    def __call__(self, *inputs: Any, **named_inputs: Any) -> Any:
+        """The model's forward, outside any pass."""
+        return self.module(*inputs, **named_inputs)
+
+    def _micro_batches(self, batch: Batch | Iterator[Batch]) -> Iterator[MicroBatch]:
+        for turn, part in enumerate(self._parts(batch)):
+            positions = self.plan.slice_positions(self.ranks.rank, turn)
+            yield MicroBatch(
+                batch=part,
+                positions=positions,
+                is_last=turn == self.plan.sequential - 1,
+                chunk_size=self.config.batch.chunk or len(positions),
+            )
+
+    def _parts(self, batch: Batch | Iterator[Batch]) -> Iterator[Batch]:
+        turns, size = self.plan.sequential, self.plan.slice_size
+        if not isinstance(batch, Iterator):
+            self._check_size(batch, self.plan.samples_per_rank, "train_step's batch")
+            yield from (narrow(batch, turn * size, size) for turn in range(turns))
+            return
+        for turn in range(turns):
+            try:
+                part = next(batch)
+            except StopIteration:
+                raise UserError(
+                    f"the iterator given to train_step ended after {turn} micro-batches; rank "
+                    f"{self.ranks.rank} works on {turns} a step"
+                ) from None
+            self._check_size(part, size, f"micro-batch {turn} given to train_step")
+            yield part
+
+    def _check_size(self, batch: Batch, expected: int, what: str) -> None:
+        if (found := num_samples(batch)) != expected:
+            raise UserError(
+                f"{what} has {found} samples; rank {self.ranks.rank} supplies {expected} of the "
+                f"mini-batch of {self.plan.batch_size} (engine.plan.positions({self.ranks.rank}))"
+            )

@@ -1,0 +1,154 @@
+"""The way in: a model and a config become an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_pipelines.errors import UserError
+from msam_scale import ranks as ranks_module
+from msam_scale.batch_plan import BatchPlan
+from msam_scale.config import Config, load_config
+from msam_scale.engine import Engine
+from msam_scale.layers import stateless_random
+from msam_scale.layers.install import has_batch_norm
+from msam_scale.losses import default_loss
+from msam_scale.optimization import (
+    build_optimizer,
+    build_schedule,
+    optimizer_arguments,
+    optimizer_class,
+)
+from msam_scale.passes import LossFunction
+from msam_scale.precision import convert_model
+from msam_scale.sharding import STRATEGIES, ShardingRequest
+
+OptimizerSource = type[torch.optim.Optimizer] | Callable[[Any], torch.optim.Optimizer]
+
+
+def initialize(
+    model: nn.Module,
+    *,
+    config: str | Path | Mapping[str, Any] | Config,
+    loss_fn: LossFunction | None = None,
+    optimizer: OptimizerSource | None = None,
+    num_steps: int | None = None,
+) -> Engine:
+    """Builds the engine that trains `model` in place. Collective: every rank calls it.
+
+    Joins the process group that the launcher's environment describes where the caller has not
+    initialised one; moves the model to this rank's device and gives every rank the parameters of
+    rank 0.
+
+    Args:
+        model: float32 or float64; its dropout and batch norm layers change class.
+        config: a YAML or JSON file, the same as a dict, or a `Config`.
+        loss_fn: `loss_fn(model, batch)` returns the mean loss of the samples given; by default
+            cross-entropy with the configured label smoothing for `(inputs, labels)`, and
+            `model(**batch).loss` for a dict.
+        optimizer: an optimizer class, which takes the config's `optimizer` section, or a function
+            of the parameters; by default `optimizer.name` of torch.optim.
+        num_steps: optimizer steps of the whole run, for schedules; default `training.steps`.
+
+    Raises:
+        UserError: the config or the model cannot be trained as asked; says what would work.
+    """
+    stateless_random.check_torch()
+    ranks = ranks_module.join()
+    settings = load_config(config, world_size=ranks.size)
+    plan = batch_plan(settings, world_size=ranks.size)
+    check_batch_norm(model, settings, plan)
+    precision = convert_model(model, name=settings.precision, device=ranks.device)
+    sharding = STRATEGIES[settings.sharding.strategy](
+        ShardingRequest(
+            model=model,
+            ranks=ranks,
+            ascends=settings.objective.algorithm != "vanilla",
+            perturbation_group_size=plan.group_size,
+            build_optimizer=optimizer_builder(settings, optimizer),
+        )
+    )
+    return Engine(
+        model,
+        config=settings,
+        plan=plan,
+        ranks=ranks,
+        precision=precision,
+        sharding=sharding,
+        loss_fn=loss_fn or default_loss(label_smoothing=settings.training.label_smoothing),
+        learning_rate_fraction=build_schedule(
+            settings.schedule.name,
+            warmup=settings.schedule.warmup,
+            num_steps=num_steps or settings.training.steps,
+        ),
+    )
+
+
+def batch_plan(config: Config, *, world_size: int) -> BatchPlan:
+    """The layout of the config's mini-batch on so many ranks."""
+    shard_group = config.sharding.shard_group or world_size
+    return BatchPlan(
+        batch_size=config.batch.size,
+        micro_batches=config.objective.micro_batches or 1,
+        world_size=world_size,
+        shard_group_size=1 if config.sharding.strategy == "replicated" else shard_group,
+    )
+
+
+def check_batch_norm(model: nn.Module, config: Config, plan: BatchPlan) -> None:
+    """Refuses chunks and slices that do not hold whole ghost batches.
+
+    Raises:
+        UserError: naming the values of `batch.norm_samples` or `batch.chunk` that fit.
+    """
+    if not has_batch_norm(model):
+        if config.batch.norm_samples is not None:
+            raise UserError(
+                f"batch.norm_samples: {config.batch.norm_samples} has no effect on a model "
+                "without batch normalization; remove it"
+            )
+        return
+    samples = config.batch.norm_samples or plan.micro_batch_size
+    if plan.slice_size % samples:
+        fitting = [n for n in range(1, plan.slice_size + 1) if plan.slice_size % n == 0]
+        raise UserError(
+            f"batch.norm_samples: {samples}"
+            f"{'' if config.batch.norm_samples else ' (the whole micro-batch, by default)'} "
+            f"samples are normalised together, but a rank works on {plan.slice_size} samples of a "
+            f"micro-batch; values that fit: {', '.join(map(str, fitting))}"
+        )
+    chunk = config.batch.chunk
+    if chunk is not None and chunk % samples:
+        fitting = list(range(samples, plan.slice_size + 1, samples))
+        raise UserError(
+            f"batch.chunk: {chunk} is not a multiple of the {samples} samples that batch "
+            f"normalization normalises together; values that fit: {', '.join(map(str, fitting))}"
+        )
+
+
+def optimizer_builder(
+    config: Config, source: OptimizerSource | None = None
+) -> Callable[[Any], torch.optim.Optimizer]:
+    """What makes the optimizer of the parameters it is given.
+
+    Raises:
+        UserError: the config's optimizer does not exist or would not take its arguments.
+    """
+    section = config.optimizer
+    if source is not None and not isinstance(source, type):
+        return source
+    cls = source or optimizer_class(section.name)
+    if section.lr is None:
+        raise UserError("optimizer.lr: is missing; the peak learning rate has no default")
+    arguments = {
+        "lr": section.lr,
+        "momentum": section.momentum,
+        "weight_decay": section.weight_decay,
+        **section.args,
+    }
+    checked = optimizer_arguments(cls, arguments)
+    return lambda parameters: build_optimizer(parameters, cls=cls, arguments=checked)

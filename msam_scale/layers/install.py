@@ -1,0 +1,52 @@
+"""Turns a model's dropout and batch norm layers into ones that obey the engine's passes."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from data_pipelines.errors import UserError
+from msam_scale.layers.ghost_batch_norm import GHOST_CLASSES, GhostNormalization
+from msam_scale.layers.keyed_dropout import KEYED_CLASSES, KeyedMask
+from msam_scale.layers.pass_context import PassContext
+from msam_scale.layers.running_statistics import RunningStatistics
+
+LAYER_CLASSES: dict[type[nn.Module], type[nn.Module]] = {**KEYED_CLASSES, **GHOST_CLASSES}
+
+
+def has_batch_norm(model: nn.Module) -> bool:
+    """Whether the model normalises over samples, so that `batch.norm_samples` matters."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
+
+
+def install_layers(model: nn.Module, context: PassContext) -> RunningStatistics:
+    """Changes the class of each dropout and batch norm layer in place, as `fully_shard` does.
+
+    Parameters, buffers and names stay as they are, and outside the engine's passes the layers
+    behave as before. A layer's number is its place among the keyed layers of `model.modules()`.
+    A model that an earlier engine has trained may be given to a new one; the earlier one then
+    refuses to go on.
+
+    Raises:
+        UserError: the model holds a batch norm whose statistics would depend on the layout.
+    """
+    keyed: list[KeyedMask] = []
+    ghosts: list[GhostNormalization] = []
+    for name, module in model.named_modules():
+        if isinstance(module, KeyedMask | GhostNormalization):
+            module.pass_context.superseded = True  # an earlier engine's, or a copy of it
+        else:
+            module.__class__ = LAYER_CLASSES.get(type(module), type(module))
+        if isinstance(module, KeyedMask):
+            module.pass_context, module.layer = context, len(keyed)
+            keyed.append(module)
+        elif isinstance(module, GhostNormalization):
+            module.pass_context, module.sums = context, None
+            ghosts.append(module)
+        elif isinstance(module, _BatchNorm):
+            supported = ", ".join(sorted(c.__name__ for c in GHOST_CLASSES))
+            raise UserError(
+                f"{name}: {type(module).__name__} would tie the result to the layout; "
+                f"ghost batch normalization is available for {supported}"
+            )
+    return RunningStatistics(ghosts)

@@ -1,0 +1,124 @@
+"""Dropout and stochastic depth whose masks depend on the sample, never on the layout.
+
+A mask is a function of (seed, step, layer, call, position in the mini-batch): both passes of a
+micro-batch draw the same one, and so do runs with other chunks, ranks or shardings.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from timm.layers.drop import DropPath
+from torch import nn
+
+from msam_scale.layers.pass_context import PassContext
+
+
+class KeyedMask(nn.Module):
+    """What the keyed layers share: the key of one call, and the mask that follows from it."""
+
+    pass_context: PassContext
+    layer: int
+    _forward_number = -1
+    _num_calls = 0
+
+    def applies_to(self, inputs: torch.Tensor, *, probability: float) -> bool:
+        """Whether this call drops anything inside one of the engine's passes.
+
+        A tensor that is not made of the chunk's samples (its first dimension is no multiple of
+        their number) cannot be keyed by sample. Such a call keeps torch's own mask, from the
+        generators that the engine seeds by (seed, step, micro-batch, slice).
+        """
+        context = self.pass_context
+        if not (context.active and self.training and 0.0 < probability < 1.0):
+            return False
+        return inputs.dim() > 0 and inputs.shape[0] % context.num_samples == 0
+
+    def masked(
+        self, inputs: torch.Tensor, *, probability: float, num_mask_dims: int, scale: bool = True
+    ) -> torch.Tensor:
+        """Drops with this probability; the mask spans the first `num_mask_dims` dimensions."""
+        shape = inputs.shape[:num_mask_dims] + (1,) * (inputs.dim() - num_mask_dims)
+        numbers_per_sample = prod(shape) // self.pass_context.num_samples
+        uniform = self.pass_context.sample_uniform(self.layer, self._call(), numbers_per_sample)
+        # A boolean mask is what autograd keeps: one byte an element.
+        kept = inputs * (uniform >= probability).view(shape)
+        return kept * (1.0 / (1.0 - probability)) if scale else kept
+
+    def _call(self) -> int:
+        """The number of earlier calls of this layer in the same forward."""
+        context = self.pass_context
+        if context.in_backward:
+            if self._num_calls > 1:
+                raise RuntimeError(
+                    f"{type(self).__name__} number {self.layer} was called {self._num_calls} times "
+                    "in one forward and is now recomputed by activation checkpointing: which call "
+                    "this is cannot be told; give each call a layer of its own"
+                )
+            return 0
+        if self._forward_number != context.forward_number:
+            self._forward_number, self._num_calls = context.forward_number, 0
+        self._num_calls += 1
+        return self._num_calls - 1
+
+
+class KeyedDropout(KeyedMask, nn.Dropout):
+    """`torch.nn.Dropout` with a mask for each element of each sample."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Drops elements; any shape whose first dimension runs over the samples."""
+        if not self.applies_to(inputs, probability=self.p):
+            return super().forward(inputs)
+        return self.masked(inputs, probability=self.p, num_mask_dims=inputs.dim())
+
+
+class KeyedDropout1d(KeyedMask, nn.Dropout1d):
+    """`torch.nn.Dropout1d` with a mask for each channel of each sample."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Drops channels of (samples, channels, length)."""
+        if not self.applies_to(inputs, probability=self.p):
+            return super().forward(inputs)
+        return self.masked(inputs, probability=self.p, num_mask_dims=2)
+
+
+class KeyedDropout2d(KeyedMask, nn.Dropout2d):
+    """`torch.nn.Dropout2d` with a mask for each channel of each sample."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Drops channels of (samples, channels, height, width)."""
+        if not self.applies_to(inputs, probability=self.p):
+            return super().forward(inputs)
+        return self.masked(inputs, probability=self.p, num_mask_dims=2)
+
+
+class KeyedDropout3d(KeyedMask, nn.Dropout3d):
+    """`torch.nn.Dropout3d` with a mask for each channel of each sample."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Drops channels of (samples, channels, depth, height, width)."""
+        if not self.applies_to(inputs, probability=self.p):
+            return super().forward(inputs)
+        return self.masked(inputs, probability=self.p, num_mask_dims=2)
+
+
+class KeyedDropPath(KeyedMask, DropPath):
+    """timm's `DropPath` (stochastic depth) with one mask value for each sample."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Drops whole samples of a residual branch."""
+        if not self.applies_to(inputs, probability=self.drop_prob):
+            return super().forward(inputs)
+        return self.masked(
+            inputs, probability=self.drop_prob, num_mask_dims=1, scale=self.scale_by_keep
+        )
+
+
+KEYED_CLASSES: dict[type[nn.Module], type[KeyedMask]] = {
+    nn.Dropout: KeyedDropout,
+    nn.Dropout1d: KeyedDropout1d,
+    nn.Dropout2d: KeyedDropout2d,
+    nn.Dropout3d: KeyedDropout3d,
+    DropPath: KeyedDropPath,
+}

@@ -1,0 +1,51 @@
+"""Looks at the first forward for what would tie the result to the layout."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from data_pipelines.errors import UserError
+from msam_scale.layers.generators import Generators
+
+_logger = logging.getLogger("msam_scale")
+
+
+@contextmanager
+def watched_forward(model: nn.Module, generators: Generators, *, speaks: bool) -> Iterator[None]:
+    """Checks one training forward.
+
+    Says so, once, where the model draws random numbers that no layer has keyed by sample: their
+    masks are keyed by slice, so they change with `batch.chunk` and the number of ranks.
+
+    Raises:
+        UserError: the forward writes to a buffer, which would then depend on how many forwards a
+            rank does.
+    """
+    buffers = dict(model.named_buffers())
+    versions = {name: buffer._version for name, buffer in buffers.items()}
+    states = generators.states()
+    yield
+    after = dict(model.named_buffers())
+    for name, buffer in buffers.items():
+        if after.get(name) is not buffer or buffer._version != versions[name]:
+            raise UserError(
+                f"{name}: the model writes to this buffer in its forward, so its value would "
+                "depend on chunks and ranks; only batch normalization's running statistics are "
+                "kept independent of them"
+            )
+    drew = any(
+        not torch.equal(before, after)
+        for before, after in zip(states, generators.states(), strict=True)
+    )
+    if drew and speaks:
+        _logger.warning(
+            "The model draws random numbers outside of Dropout and DropPath layers (dropout "
+            "inside fused attention, for example). Both passes of a micro-batch draw the same "
+            "ones, keyed by (seed, step, slice): they change with batch.chunk and with the number "
+            "of ranks."
+        )

@@ -1,0 +1,53 @@
+"""Models by source and name. One file a source, one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from data_pipelines.errors import UserError
+from msam_scale.models.own import build_own_model, check_own_name
+from msam_scale.models.request import ModelRequest
+from msam_scale.models.timm_models import build_timm_model, check_timm_name
+
+__all__ = ["MODEL_SOURCES", "ModelRequest", "ModelSource", "build_model", "check_model_name"]
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A library of models: `check_name` raises a UserError with hints, `build` makes a model."""
+
+    check_name: Callable[[str], None]
+    build: Callable[[ModelRequest], nn.Module]
+
+
+MODEL_SOURCES: dict[str, ModelSource] = {
+    "timm": ModelSource(check_name=check_timm_name, build=build_timm_model),
+    "msam_scale": ModelSource(check_name=check_own_name, build=build_own_model),
+}
+
+
+def check_model_name(source: str, name: str) -> None:
+    """Raises a UserError with the nearest names where the source has no such model."""
+    MODEL_SOURCES[source].check_name(name)
+
+
+def build_model(source: str, request: ModelRequest, *, seed: int) -> nn.Module:
+    """Builds a model whose initial weights follow from the seed alone.
+
+    Raises:
+        UserError: no such model, or arguments that it refuses.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return MODEL_SOURCES[source].build(request)
+        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+            if isinstance(error, UserError):
+                raise
+            raise UserError(
+                f"model.args: {request.name} refuses {dict(request.arguments)}: {error}"
+            ) from error

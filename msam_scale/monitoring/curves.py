@@ -1,0 +1,60 @@
+"""Training curves of runs, from their metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.errors import UserError
+
+_PANELS = (
+    ("train", "loss", "training loss"),
+    ("val", "accuracy", "validation accuracy"),
+    ("train", "ascent_norm", "mean ascent-gradient norm"),
+)
+
+
+def draw_curves(runs: Sequence[Path], *, out: Path) -> None:
+    """Draws loss, accuracy and ascent norm by epoch, one line a run.
+
+    Args:
+        runs: folders of runs.
+        out: picture to write; its suffix chooses the format.
+
+    Raises:
+        UserError: matplotlib is missing, a run has no metrics, or the format is unknown.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError(
+            "report: draws with matplotlib, which is not installed; pip install msam-scale[plots]"
+        ) from error
+    figure = Figure(figsize=(4 * len(_PANELS), 3), layout="constrained")
+    if out.suffix.lstrip(".") not in figure.canvas.get_supported_filetypes():
+        raise UserError(f"--out: {out} has no format that can be drawn; .png, .svg or .pdf works")
+    lines = {run: _read(run / "metrics.jsonl") for run in runs}
+    for axes, (split, name, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
+        for run, values in lines.items():
+            points = [
+                (line["epoch"], line[name])
+                for line in values
+                if line["split"] == split and line.get(name) is not None
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=run.name)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
+    figure.savefig(out, dpi=150)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"{path}: missing; the folder of a run with monitor.jsonl: true works")
+    lines = [line for line in path.read_text("utf-8").splitlines(True) if line.endswith("\n")]
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,39 @@
+"""Every metric of a run: its name in metrics.jsonl, its place in TensorBoard, and what it means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a metric line.
+
+    Attributes:
+        tag: where TensorBoard shows it; `{split}` becomes `train` or `val`.
+        meaning: what it is, with its unit.
+    """
+
+    tag: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    "loss": Metric(
+        "loss/{split}",
+        "train: mean loss of the mini-batch at w, with label smoothing; val: mean cross-entropy",
+    ),
+    "accuracy": Metric("accuracy/{split}", "fraction of samples classified rightly, 0 … 1"),
+    "samples": Metric("samples/{split}", "samples evaluated"),
+    "lr": Metric("optimizer/learning_rate", "learning rate of the step"),
+    "grad_norm": Metric("norm/gradient", "L2 norm of the averaged gradient before clipping"),
+    "ascent_norm": Metric("norm/ascent", "mean L2 norm of the micro-batches' ascent gradients"),
+    "skipped_steps": Metric("steps/skipped", "steps left out so far: a gradient was not finite"),
+    "samples_per_second": Metric("speed/samples_per_second", "samples trained, over all ranks"),
+    "step_milliseconds": Metric("speed/step_milliseconds", "mean wall time of an optimizer step"),
+    "mfu": Metric(
+        "speed/model_flops_utilisation",
+        "floating-point operations of all passes over the devices' peak, 0 … 1",
+    ),
+    "peak_memory_gib": Metric("memory/peak_gib", "peak memory of the first rank, GiB"),
+}

@@ -1,0 +1,71 @@
+"""Sends each metric line to the file, to TensorBoard and to the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from msam_scale.config import Config
+from msam_scale.monitoring.metric_lines import MetricLines
+from msam_scale.monitoring.metrics import METRICS
+from msam_scale.monitoring.progress import Progress
+
+
+class Monitor:
+    """The reports of one run, on the first rank; on the others it does nothing.
+
+    Args:
+        config: its `monitor` section says which reports are wanted.
+        folder: the run's folder.
+        first_step: steps done before this start.
+        num_steps: steps of the run.
+        speaks: whether this is the rank that reports.
+    """
+
+    def __init__(
+        self, config: Config, *, folder: Path, first_step: int, num_steps: int, speaks: bool
+    ) -> None:
+        section = config.monitor
+        self._speaks = speaks
+        self._lines = self._board = None
+        if speaks and section.jsonl:
+            self._lines = MetricLines(folder / "metrics.jsonl", first_step=first_step)
+        if speaks and section.tensorboard:
+            # Hides what an earlier start wrote of steps that are done again.
+            self._board = SummaryWriter(
+                str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
+            )
+        self._progress = Progress(
+            first_step=first_step, num_steps=num_steps, shown=speaks and section.progress
+        )
+
+    def advance(self) -> None:
+        """One optimizer step is done."""
+        self._progress.advance()
+
+    def report(self, *, step: int, epoch: float, split: str, **figures: float | int) -> None:
+        """Reports figures named in `METRICS` after so many steps."""
+        if not self._speaks:
+            return
+        assert figures.keys() <= METRICS.keys(), figures
+        values: dict[str, Any] = {"step": step, "epoch": epoch, "split": split, **figures}
+        if self._lines is not None:
+            self._lines.write(values)
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(METRICS[name].tag.format(split=split), value, step)
+        self._progress.show(values)
+
+    def say(self, text: str) -> None:
+        """Prints a line beside the progress."""
+        self._progress.say(text)
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        self._progress.close()
+        if self._lines is not None:
+            self._lines.close()
+        if self._board is not None:
+            self._board.close()

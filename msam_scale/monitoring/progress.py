@@ -1,0 +1,69 @@
+"""A progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows how far the run is on stderr.
+
+    Args:
+        first_step: steps done before.
+        num_steps: steps of the run.
+        shown: whether anything is printed.
+    """
+
+    def __init__(self, *, first_step: int, num_steps: int, shown: bool) -> None:
+        self._num_steps = num_steps
+        self._shown = shown
+        self._bar = (
+            tqdm(initial=first_step, total=num_steps, unit="step", dynamic_ncols=True)
+            if shown and sys.stderr.isatty()
+            else None
+        )
+
+    def advance(self) -> None:
+        """One step is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def show(self, values: Mapping[str, float | int | str]) -> None:
+        """Shows a metric line."""
+        figures = "  ".join(
+            f"{name} {_short(values[name])}"
+            for name in ("loss", "accuracy", "lr", "samples_per_second", "skipped_steps")
+            if values.get(name)
+        )
+        if self._bar is not None:
+            if values["split"] == "train":
+                self._bar.set_postfix_str(figures)
+            else:
+                self.say(f"step {values['step']}: val  {figures}")
+        else:
+            self.say(
+                f"step {values['step']}/{self._num_steps}  epoch {_short(values['epoch'])}  "
+                f"{values['split']}  {figures}"
+            )
+
+    def say(self, text: str) -> None:
+        """Prints a line without disturbing the bar."""
+        if not self._shown:
+            return
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            sys.stderr.write(text + "\n")
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Leaves the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

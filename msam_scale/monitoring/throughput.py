@@ -1,0 +1,139 @@
+"""Samples a second, model FLOPs utilisation and peak memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+# A backward is two matrix products for each of the forward's: with respect to weights and inputs.
+_FORWARD_BACKWARD = 3
+
+# Dense peak, floating-point operations a second, of (matrix products in bfloat16, in float32 with
+# TF32 off); from NVIDIA's data sheets.
+_PEAK_BY_DEVICE = {
+    "V100": (125e12, 15.7e12),
+    "A100": (312e12, 19.5e12),
+    "H100 PCIe": (756e12, 51e12),
+    "H100": (989e12, 67e12),
+    "H200": (989e12, 67e12),
+    "B200": (2250e12, 75e12),
+}
+_MEASURED_SIZE, _MEASURED_TIMES = 1024, 5
+
+
+class Throughput:
+    """Measures between two readings; what happens while paused does not count.
+
+    Args:
+        batch_size: samples of a step over all ranks.
+        flops_per_sample: floating-point operations of all passes over one sample.
+        peak_flops: peak of all devices together, operations a second.
+    """
+
+    def __init__(self, *, batch_size: int, flops_per_sample: float, peak_flops: float) -> None:
+        self._batch_size = batch_size
+        self._flops_per_sample = flops_per_sample
+        self._peak_flops = peak_flops
+        self._is_warm = False
+        self._num_steps = 0
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    def pause(self) -> None:
+        """Stops the clock, for evaluation and checkpoints."""
+        if self._since is not None:
+            self._seconds += time.perf_counter() - self._since
+            self._since = None
+
+    def resume(self) -> None:
+        """Starts the clock again."""
+        if self._is_warm:
+            self._since = time.perf_counter()
+
+    def count(self) -> None:
+        """One step is done. The first of a process is slow, and only starts the clock."""
+        if self._is_warm:
+            self._num_steps += 1
+        else:
+            self._is_warm = True
+            self.resume()
+
+    def read(self) -> dict[str, float]:
+        """The figures since the last reading; none before a step has been timed."""
+        self.pause()
+        figures: dict[str, float] = {}
+        if self._num_steps:
+            rate = self._num_steps * self._batch_size / self._seconds
+            figures = {
+                "samples_per_second": rate,
+                "step_milliseconds": self._seconds / self._num_steps * 1e3,
+                "mfu": rate * self._flops_per_sample / self._peak_flops,
+            }
+            self._num_steps, self._seconds = 0, 0.0
+        self.resume()
+        return figures
+
+
+def measure_throughput(
+    model: nn.Module,
+    sample: torch.Tensor,
+    *,
+    batch_size: int,
+    num_passes: int,
+    num_devices: int,
+    compute: torch.dtype,
+) -> Throughput:
+    """Counts a model's operations and finds the devices' peak.
+
+    Args:
+        model: on its device.
+        sample: an input with one sample in its first dimension, there too.
+        batch_size: samples of a step over all ranks.
+        num_passes: forward-backward passes over each sample: 2 with an ascent.
+        num_devices: ranks.
+        compute: type of the matrix products.
+    """
+    return Throughput(
+        batch_size=batch_size,
+        flops_per_sample=num_passes * flops_of_sample(model, sample),
+        peak_flops=num_devices * peak_flops(sample.device, compute),
+    )
+
+
+def flops_of_sample(model: nn.Module, sample: torch.Tensor) -> float:
+    """Operations of a forward and backward of one sample, counted from the operators that run."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(sample)
+    model.train(was_training)
+    return float(counter.get_total_flops() * _FORWARD_BACKWARD)
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Peak operations a second of one device: the data sheet's, or else a measured product's."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        for key, (in_bfloat16, in_float32) in _PEAK_BY_DEVICE.items():
+            if all(part in name for part in key.split()):
+                return in_bfloat16 if dtype is torch.bfloat16 else in_float32
+    matrix = torch.ones(_MEASURED_SIZE, _MEASURED_SIZE, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(_MEASURED_TIMES):
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])  # reading a value waits for the device
+        best = min(best, time.perf_counter() - start)
+    return 2 * _MEASURED_SIZE**3 / best
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far: allocated on an accelerator, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -1,0 +1,92 @@
+"""torch's optimizers by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_pipelines.errors import UserError
+
+# Needs a closure that re-evaluates the loss, or sparse gradients; the engine offers neither.
+_UNUSABLE = frozenset({"lbfgs", "sparseadam"})
+
+
+def _by_name() -> dict[str, type[torch.optim.Optimizer]]:
+    classes = (getattr(torch.optim, name) for name in dir(torch.optim))
+    return {
+        cls.__name__.lower(): cls
+        for cls in classes
+        if isinstance(cls, type)
+        and issubclass(cls, torch.optim.Optimizer)
+        and cls is not torch.optim.Optimizer
+        and cls.__name__.lower() not in _UNUSABLE
+    }
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The class of `torch.optim` with this name in any case.
+
+    Raises:
+        UserError: torch has no such optimizer, or it cannot be driven by gradients alone.
+    """
+    known = _by_name()
+    if (found := known.get(name.lower())) is not None:
+        return found
+    if name.lower() in _UNUSABLE:
+        raise UserError(
+            f"optimizer.name: {name!r} needs closures or sparse gradients; choose one of "
+            f"{', '.join(sorted(known))}"
+        )
+    near = difflib.get_close_matches(name.lower(), known, n=2)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
+    raise UserError(f"optimizer.name: {name!r} is not an optimizer of torch.optim; {hint}")
+
+
+def optimizer_arguments(
+    cls: type[torch.optim.Optimizer], arguments: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Those arguments that are not None, checked against the constructor.
+
+    A fused implementation is chosen where there is one: it can leave a step out on the device.
+
+    Raises:
+        UserError: the constructor takes no argument of this name.
+    """
+    parameters = inspect.signature(cls).parameters
+    accepted = list(parameters)[1:]
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    given = {name: value for name, value in arguments.items() if value is not None}
+    for name in given:
+        if name not in accepted and not takes_any:
+            section = (
+                "optimizer" if name in ("lr", "momentum", "weight_decay") else "optimizer.args"
+            )
+            raise UserError(
+                f"{section}.{name}: {cls.__name__} has no such argument and would ignore it; "
+                f"it takes {', '.join(accepted)}"
+            )
+    if "fused" in accepted and not {"fused", "foreach", "differentiable"} & given.keys():
+        given["fused"] = True
+    return given
+
+
+def build_optimizer(
+    parameters: Iterable[nn.Parameter],
+    *,
+    cls: type[torch.optim.Optimizer],
+    arguments: Mapping[str, Any],
+) -> torch.optim.Optimizer:
+    """Constructs the optimizer from arguments that `optimizer_arguments` has checked.
+
+    Raises:
+        UserError: it refuses an argument or a parameter; its own words are in the message.
+    """
+    try:
+        return cls(parameters, **arguments)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"optimizer: {cls.__name__} refuses these settings: {error}") from error

@@ -1,0 +1,90 @@
+"""Forward and backward of a micro-batch's chunks, with everything random keyed beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from data_pipelines.errors import UserError
+from msam_scale.batch_tree import Batch, to_device
+from msam_scale.layers import PassContext
+from msam_scale.layers.generators import Generators
+from msam_scale.layers.layout_checks import watched_forward
+from msam_scale.micro_batch import MicroBatch
+from msam_scale.precision import Precision
+from msam_scale.sharding.interface import Sharding
+from msam_scale.step_summary import StepSummary
+
+LossFunction = Callable[[Any, Batch], torch.Tensor]
+"""`loss_fn(model, batch)`: the mean loss of the samples given, a scalar tensor."""
+
+
+class Passes:
+    """Runs one pass over a micro-batch: for each chunk a forward and a backward."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        *,
+        sharding: Sharding,
+        context: PassContext,
+        generators: Generators,
+        precision: Precision,
+        device: torch.device,
+        summary: StepSummary,
+        speaks: bool,
+    ) -> None:
+        self._model = model
+        self._loss_fn = loss_fn
+        self._sharding = sharding
+        self._context = context
+        self._generators = generators
+        self._precision = precision
+        self._device = device
+        self._summary = summary
+        self._first_forward: AbstractContextManager[None] | None = watched_forward(
+            model, generators, speaks=speaks
+        )
+
+    def run(self, micro_batch: MicroBatch, *, divisor: int, at_weights: bool) -> None:
+        """Back-propagates the sum of the slice's losses divided by `divisor` samples.
+
+        Args:
+            micro_batch: this rank's slice of S_j.
+            divisor: |S_j| where the sum over the perturbation group is to be ∇L_{S_j}, B where the
+                sum over all ranks and micro-batches is to be the mini-batch's gradient.
+            at_weights: the parameters are w: this pass reports the loss and records batch
+                statistics. The pass at w + ε does neither.
+        """
+        for chunk in micro_batch.chunks():
+            batch = to_device(chunk.batch, self._device, widen_to=self._precision.parameters)
+            with (
+                self._generators.chunk(chunk.positions.start),
+                self._context.chunk(chunk.positions, records_statistics=at_weights),
+            ):
+                with self._watch_once(), self._precision.autocast(self._device):
+                    loss = self._loss_fn(self._model, batch)
+                _check_loss(loss)
+                self._context.in_backward = True
+                weight = len(chunk.positions) / divisor
+                self._sharding.backward(loss * weight, last=chunk.is_last)
+            if at_weights:
+                self._summary.add_loss(loss, num_samples=len(chunk.positions))
+
+    def _watch_once(self) -> AbstractContextManager[Any]:
+        watch, self._first_forward = self._first_forward, None
+        return watch or nullcontext()
+
+
+def _check_loss(loss: Any) -> None:
+    if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
+        shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else ""
+        raise UserError(
+            f"loss_fn returned a {type(loss).__name__}{shape}; it must return the mean loss of the "
+            "samples as a tensor without dimensions"
+        )

@@ -1,0 +1,106 @@
+"""This process's place among the ranks: environment, device and process groups."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from data_pipelines.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The ranks of a run as seen by one of them.
+
+    Attributes:
+        rank: this process's number, 0 ≤ rank < size.
+        size: W.
+        device: where this rank computes.
+        world: the group of all ranks, None for a single process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    world: dist.ProcessGroup | None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks for all."""
+        return self.rank == 0
+
+    def group_of(self, size: int) -> dist.ProcessGroup | None:
+        """The group of `size` consecutive ranks that holds this one; None for this rank alone.
+
+        Collective: all ranks must call it with the same size.
+        """
+        if size == 1:
+            return None
+        if size == self.size:
+            return self.world
+        group, _ = dist.new_subgroups(group_size=size)
+        return group
+
+
+def join(*, timeout: timedelta | None = None) -> Ranks:
+    """Joins the process group that the launcher's environment describes, or stays alone.
+
+    `deepspeed`, `torchrun` and `msam-scale train` set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
+    MASTER_PORT. A group that the caller has initialised is used as it is.
+
+    Raises:
+        UserError: an environment variable is missing or no number.
+    """
+    device = _local_device()
+    if not dist.is_initialized():
+        if _environment_number("WORLD_SIZE", default=1) == 1:
+            return Ranks(rank=0, size=1, device=device, world=None)
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if name not in os.environ:
+                raise UserError(
+                    f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {name} is not set; start with "
+                    "`deepspeed`, `torchrun` or `msam-scale train --nproc`"
+                )
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        device_id = device if device.type == "cuda" else None
+        dist.init_process_group(backend, timeout=timeout, device_id=device_id)
+    size = dist.get_world_size()
+    return Ranks(
+        rank=dist.get_rank(),
+        size=size,
+        device=device,
+        world=dist.group.WORLD if size > 1 else None,
+    )
+
+
+def leave() -> None:
+    """Leaves the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _local_device() -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = _environment_number("LOCAL_RANK", default=torch.cuda.current_device())
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"LOCAL_RANK is {index} but this machine shows {torch.cuda.device_count()} GPUs; "
+            "start at most one process a GPU"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _environment_number(name: str, *, default: int) -> int:
+    value = os.environ.get(name)
+    if value is None:
+        return default
+    if not value.isdigit():
+        raise UserError(f"the environment variable {name} is {value!r}; it must be a number")
+    return int(value)

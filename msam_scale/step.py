@@ -1,0 +1,64 @@
+"""One optimizer step of vanilla training, SAM or mSAM: equation (6) on any sharding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from msam_scale.ascent import AscentRule
+from msam_scale.batch_plan import BatchPlan
+from msam_scale.micro_batch import MicroBatch
+from msam_scale.passes import Passes
+from msam_scale.sharding.interface import Sharding
+from msam_scale.step_summary import StepSummary
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a step minimises: the plain loss (no `ascent`), or the loss at w + ε⁽ʲ⁾."""
+
+    ascent: AscentRule | None
+    rho: float
+
+
+def run_step(
+    micro_batches: Iterable[MicroBatch],
+    *,
+    objective: Objective,
+    plan: BatchPlan,
+    sharding: Sharding,
+    passes: Passes,
+    summary: StepSummary,
+    clip_norm: float | None,
+    update: Callable[[torch.Tensor], None],
+) -> None:
+    """Adds up the (perturbed) gradients of this rank's micro-batches, reduces and applies them.
+
+    `update` receives whether to skip, a bool scalar on the device that is equal on all ranks.
+    """
+    sharding.begin_step()
+    summary.begin_step()
+    for micro_batch in micro_batches:
+        if objective.ascent is None:
+            with sharding.descent_pass(last=micro_batch.is_last):
+                passes.run(micro_batch, divisor=plan.batch_size, at_weights=True)
+            continue
+        with sharding.ascent_pass():
+            passes.run(micro_batch, divisor=plan.micro_batch_size, at_weights=True)
+        norm = objective.ascent(
+            sharding.ascent_gradient,
+            sharding.weights(),
+            rho=objective.rho,
+            square_sum=sharding.square_sum,
+        )
+        summary.add_ascent_norm(norm)
+        with sharding.perturbed(), sharding.descent_pass(last=micro_batch.is_last):
+            passes.run(micro_batch, divisor=plan.batch_size, at_weights=False)
+    summary.reduce()
+    gradient_norm = sharding.gradient_norm()
+    skip = summary.finish_step(gradient_norm)
+    if clip_norm is not None:
+        sharding.clip(clip_norm, norm=gradient_norm)
+    update(skip)

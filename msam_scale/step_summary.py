@@ -1,0 +1,109 @@
+"""What a step reports, gathered on the device and reduced over all ranks once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from msam_scale.batch_plan import BatchPlan
+from msam_scale.layers.running_statistics import RunningStatistics
+
+_LOSS, _ASCENT_NORM, _NUM_NON_FINITE, _NUM_SCALARS = range(4)
+
+
+class StepSummary:
+    """One float64 vector: loss, mean ascent norm, non-finite ascents, batch statistics.
+
+    It travels in a single all-reduce beside the gradients, however many of these there are.
+    """
+
+    def __init__(
+        self,
+        plan: BatchPlan,
+        statistics: RunningStatistics,
+        *,
+        world: dist.ProcessGroup | None,
+        device: torch.device,
+    ) -> None:
+        self._plan = plan
+        self._statistics = statistics
+        self._world = world
+        self._values = torch.zeros(
+            _NUM_SCALARS + statistics.size, dtype=torch.float64, device=device
+        )
+        statistics.bind(self._values[_NUM_SCALARS:])
+
+    def begin_step(self) -> None:
+        """Clears the sums."""
+        self._values.zero_()
+
+    def add_loss(self, loss: torch.Tensor, *, num_samples: int) -> None:
+        """Counts the mean loss of so many samples at w."""
+        self._values[_LOSS] += loss.detach() * (num_samples / self._plan.batch_size)
+
+    def add_ascent_norm(self, norm: torch.Tensor) -> None:
+        """Counts ‖g_j‖₂, which every rank of the perturbation group reports."""
+        share = self._plan.micro_batches * self._plan.group_size
+        self._values[_ASCENT_NORM] += norm / share
+        self._values[_NUM_NON_FINITE] += ~norm.isfinite()
+
+    def reduce(self) -> None:
+        """Sums over all ranks."""
+        if self._world is not None:
+            dist.all_reduce(self._values, group=self._world)
+
+    def finish_step(self, gradient_norm: torch.Tensor) -> torch.Tensor:
+        """Whether to skip the step; else the running statistics move.
+
+        Returns:
+            A bool scalar on the device: an ascent gradient or the reduced gradient was not finite.
+        """
+        self.skip = (self._values[_NUM_NON_FINITE] > 0) | ~gradient_norm.isfinite()
+        self._statistics.update(~self.skip)
+        self.gradient_norm = gradient_norm
+        return self.skip
+
+    def result(self) -> StepResult:
+        """The step's figures, detached from the buffers that the next step overwrites."""
+        values = self._values[:_NUM_SCALARS].clone()
+        return StepResult(
+            _loss=values[_LOSS],
+            _gradient_norm=self.gradient_norm,
+            _ascent_norm=values[_ASCENT_NORM],
+            _skipped=self.skip,
+        )
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Figures of one optimizer step, equal on all ranks; reading one waits for the device.
+
+    Attributes below are properties: `loss`, `grad_norm`, `ascent_norm`, `skipped`.
+    """
+
+    _loss: torch.Tensor
+    _gradient_norm: torch.Tensor
+    _ascent_norm: torch.Tensor
+    _skipped: torch.Tensor
+
+    @property
+    def loss(self) -> float:
+        """Mean loss of the whole mini-batch at w, before the update."""
+        return float(self._loss)
+
+    @property
+    def grad_norm(self) -> float:
+        """‖·‖₂ of the reduced gradient, before clipping."""
+        return float(self._gradient_norm)
+
+    @property
+    def ascent_norm(self) -> float:
+        """Mean over the micro-batches of ‖g_j‖₂; 0 without an ascent."""
+        return float(self._ascent_norm)
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the update was left out because a gradient was not finite."""
+        return bool(self._skipped)

@@ -1,0 +1,73 @@
+"""Loss and accuracy over a whole validation set, each sample once at any world size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from data_pipelines import EvaluationLoader, SampleIndex, TransformPreset
+from msam_scale.engine import Engine
+
+# A forward that keeps nothing for a backward takes a fraction of a training chunk's memory.
+_CHUNKS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures over a validation set, equal on all ranks."""
+
+    loss: float
+    accuracy: float
+    samples: int
+
+
+def evaluate(
+    engine: Engine,
+    index: SampleIndex,
+    *,
+    transform: TransformPreset,
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+    num_workers: int,
+) -> Evaluation:
+    """Evaluates the model as it is. Collective.
+
+    The loop holds no collective, so ranks may see different numbers of batches; the sums meet once
+    at the end.
+
+    Args:
+        engine: its model is put back in training mode afterwards.
+        index: the samples.
+        transform: what is done to the images.
+        prepare: turns uint8 images on the device into the model's inputs.
+        num_workers: loader processes.
+    """
+    device = engine.ranks.device
+    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    loader = EvaluationLoader(
+        index,
+        batch_size=_CHUNKS_AT_ONCE * (engine.config.batch.chunk or engine.plan.slice_size),
+        rank=engine.ranks.rank,
+        num_ranks=engine.ranks.size,
+        transform=transform,
+        num_workers=num_workers,
+    )
+    engine.eval()
+    with torch.no_grad():
+        for images, labels in loader:
+            labels = labels.to(device, non_blocking=True)
+            with engine.autocast():
+                logits = engine(prepare(images.to(device, non_blocking=True)))
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            sums[0] += F.cross_entropy(logits, labels, reduction="sum")
+            sums[1] += (logits.argmax(dim=1) == labels).sum()
+            sums[2] += len(labels)
+    engine.train()
+    if engine.ranks.world is not None:
+        dist.all_reduce(sums, group=engine.ranks.world)
+    loss, correct, count = sums.tolist()
+    assert count == index.num_samples, f"evaluated {count} of {index.num_samples} samples"
+    return Evaluation(loss=loss / count, accuracy=correct / count, samples=int(count))

@@ -1,0 +1,203 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_pipelines import MicroBatchLoader, normalise
+from msam_scale.batch_tree import Batch
+from msam_scale.checkpoint import prune_checkpoints
+from msam_scale.initialization import initialize
+from msam_scale.losses import default_loss
+from msam_scale.monitoring import Monitor
+from msam_scale.monitoring.throughput import Throughput, measure_throughput, peak_memory_gib
+from msam_scale.passes import LossFunction
+from msam_scale.precision import PRECISIONS
+from msam_scale.ranks import Ranks
+from msam_scale.step_summary import StepResult
+from msam_scale.training.evaluation import Evaluation, evaluate
+from msam_scale.training.prepare import PreparedRun
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        folder: the run's folder.
+        num_steps: steps done over all starts.
+        num_steps_now: steps done in this start.
+        evaluation: of the final weights, where the config names validation data.
+    """
+
+    folder: Path
+    num_steps: int
+    num_steps_now: int
+    evaluation: Evaluation | None
+
+
+def run_training(prepared: PreparedRun, *, ranks: Ranks) -> Outcome:
+    """Trains from the run's checkpoint, or from the start, to the last step. Collective.
+
+    Evaluates and saves on the way as the config says, and once at the end.
+
+    Raises:
+        UserError: damaged data, or a model that cannot be trained as asked.
+        NonFiniteError: too many steps in a row had gradients that are not finite.
+    """
+    run = _Run(prepared, ranks=ranks)
+    try:
+        return run.train()
+    finally:
+        run.monitor.close()
+
+
+class _Run:
+    """One start of a run."""
+
+    def __init__(self, prepared: PreparedRun, *, ranks: Ranks) -> None:
+        self._prepared = prepared
+        self._config = prepared.config
+        self._dtype = PRECISIONS[self._config.precision].parameters
+        self._engine = initialize(
+            prepared.model,
+            config=self._config,
+            loss_fn=self._loss_fn(),
+            num_steps=prepared.num_steps,
+        )
+        self._saved_step: int | None = None
+        if prepared.folder.resume_from is not None:
+            self._engine.load_checkpoint(prepared.folder.resume_from)
+            self._saved_step = self._engine.num_steps_done
+        self._first_step = self._engine.num_steps_done
+        if ranks.is_first:
+            prepared.folder.start(self._config)
+        self.monitor = Monitor(
+            self._config,
+            folder=prepared.folder.path,
+            first_step=self._first_step,
+            num_steps=prepared.num_steps,
+            speaks=ranks.is_first,
+        )
+        self._throughput = self._measure_throughput()
+        self._evaluation: Evaluation | None = None
+
+    def train(self) -> Outcome:
+        """The loop over steps."""
+        engine, config, num_steps = self._engine, self._config, self._prepared.num_steps
+        eval_every = config.training.eval_every or self._prepared.steps_per_epoch
+        if self._first_step:
+            self.monitor.say(f"resumed after step {self._first_step} of {num_steps}")
+        batches = iter(self._loader())
+        engine.train()
+        while engine.num_steps_done < num_steps:
+            learning_rate = engine.learning_rate
+            result = engine.train_step(batches)
+            self._throughput.count()
+            self.monitor.advance()
+            step = engine.num_steps_done
+            if step % config.monitor.every == 0 or step == num_steps:
+                self._report(result, learning_rate)
+            if step % eval_every == 0 and step < num_steps:
+                self._evaluate()
+            if config.checkpoint.every and step % config.checkpoint.every == 0:
+                self._save()
+        self._evaluate()
+        self._save()
+        return Outcome(
+            folder=self._prepared.folder.path,
+            num_steps=engine.num_steps_done,
+            num_steps_now=engine.num_steps_done - self._first_step,
+            evaluation=self._evaluation,
+        )
+
+    def _report(self, result: StepResult, learning_rate: float) -> None:
+        self._report_line(
+            "train",
+            loss=result.loss,
+            lr=learning_rate,
+            grad_norm=result.grad_norm,
+            ascent_norm=result.ascent_norm,
+            skipped_steps=self._engine.skipped_steps.total,
+            peak_memory_gib=peak_memory_gib(self._engine.ranks.device),
+            **self._throughput.read(),
+        )
+
+    def _evaluate(self) -> None:
+        index = self._prepared.val_index
+        if index is None:
+            return
+        self._throughput.pause()
+        self._evaluation = evaluate(
+            self._engine,
+            index,
+            transform=self._prepared.transform,
+            prepare=self._prepare,
+            num_workers=self._config.data.workers,
+        )
+        self._report_line(
+            "val",
+            loss=self._evaluation.loss,
+            accuracy=self._evaluation.accuracy,
+            samples=self._evaluation.samples,
+        )
+        self._throughput.resume()
+
+    def _save(self) -> None:
+        if self._saved_step == self._engine.num_steps_done:
+            return
+        self._throughput.pause()
+        folder = self._prepared.folder
+        extra = {"data_fingerprint": self._prepared.train_index.fingerprint}
+        self._engine.save_checkpoint(folder.checkpoints, extra=extra)
+        self._saved_step = self._engine.num_steps_done
+        if self._engine.ranks.is_first:
+            prune_checkpoints(folder.checkpoints, keep=self._config.checkpoint.keep)
+        self._throughput.resume()
+
+    def _report_line(self, split: str, **figures: float | int) -> None:
+        step = self._engine.num_steps_done
+        epoch = step / self._prepared.steps_per_epoch
+        self.monitor.report(step=step, epoch=epoch, split=split, **figures)
+
+    def _loader(self) -> MicroBatchLoader:
+        plan, rank = self._engine.plan, self._engine.ranks.rank
+        return MicroBatchLoader(
+            self._prepared.train_index,
+            order=self._config.data.order,
+            seed=self._config.run.seed,
+            batch_size=plan.batch_size,
+            positions=[plan.slice_positions(rank, turn) for turn in range(plan.sequential)],
+            transform=self._prepared.transform,
+            num_workers=self._config.data.workers,
+            first_step=self._first_step,
+            num_steps=self._prepared.num_steps - self._first_step,
+        )
+
+    def _prepare(self, images: torch.Tensor) -> torch.Tensor:
+        return normalise(images, preset=self._prepared.transform, dtype=self._dtype)
+
+    def _loss_fn(self) -> LossFunction:
+        loss = default_loss(label_smoothing=self._config.training.label_smoothing)
+
+        def on_images(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+            images, labels = batch
+            return loss(model, (self._prepare(images), labels))
+
+        return on_images
+
+    def _measure_throughput(self) -> Throughput:
+        shape = self._prepared.train_index.image_shape
+        assert shape is not None
+        image = torch.zeros((1, *shape), dtype=torch.uint8, device=self._engine.ranks.device)
+        return measure_throughput(
+            self._engine.module,
+            self._prepare(image),
+            batch_size=self._engine.plan.batch_size,
+            num_passes=1 if self._config.objective.algorithm == "vanilla" else 2,
+            num_devices=self._engine.ranks.size,
+            compute=PRECISIONS[self._config.precision].compute,
+        )
