@@ -1,0 +1,113 @@
+"""One rank of a training run: what `deepspeed`, `torchrun` and `msam-scale train` start.
+
+deepspeed --num_accelerators 2 launch/train.py CONFIG [KEY=VALUE …]
+torchrun --nproc-per-node 2 launch/train.py CONFIG [KEY=VALUE …]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+from data_pipelines.errors import UserError
+from launch.arguments import add_config_arguments
+from launch.exit_codes import FAILURE, SUCCESS, USER_ERROR
+from launch.summary import closing_words
+from msam_scale.optimization import NonFiniteError
+from msam_scale.ranks import Ranks, join, leave
+from msam_scale.training import PreparedRun, prepare_run, run_training
+
+# What rank 0 needs to say what is wrong, and the launcher to end this rank for it.
+_SECONDS_FOR_RANK_0 = 3.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parses a rank's command line and trains.
+
+    Args:
+        argv: the arguments after the script's name; by default those of this process.
+
+    Returns:
+        The exit code: 0 for success, 2 for what the user can mend, 1 for everything else.
+    """
+    parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
+    add_config_arguments(parser)
+    # The deepspeed launcher adds it; the environment says the same.
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_intermixed_args(argv)
+    return train_rank(arguments.config, overrides=arguments.overrides)
+
+
+def train_rank(config: str, *, overrides: Sequence[str]) -> int:
+    """Trains as the rank that the environment describes; says what went wrong, once.
+
+    Returns:
+        The exit code.
+    """
+    ranks = None
+    try:
+        _share_cores()
+        ranks = join()
+        prepared = _prepare_on_all(config, overrides=overrides, ranks=ranks)
+        outcome = run_training(prepared, ranks=ranks)
+    except UserError as error:
+        return _fail(ranks, str(error), code=USER_ERROR)
+    except NonFiniteError as error:
+        return _fail(ranks, str(error), code=FAILURE)
+    except Exception:
+        return _fail(ranks, traceback.format_exc(), code=FAILURE)
+    if ranks.is_first:
+        print(closing_words(outcome, config=config), flush=True)
+    leave()
+    return SUCCESS
+
+
+def _share_cores() -> None:
+    """Gives each rank of this machine its part of the cores.
+
+    torch starts a thread a core in each process; ranks that then fight for the cores are many times
+    slower than ranks with fewer threads. OMP_NUM_THREADS goes before this.
+    """
+    # torchrun's name and the deepspeed launcher's.
+    local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
+    if "OMP_NUM_THREADS" not in os.environ and local.isdigit():
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(local)))
+
+
+def _prepare_on_all(config: str, *, overrides: Sequence[str], ranks: Ranks) -> PreparedRun:
+    """Prepares on every rank; what is wrong on one of them stops all before anything starts."""
+    prepared, message = None, None
+    try:
+        prepared = prepare_run(config, overrides=overrides, world_size=ranks.size)
+    except UserError as error:
+        message = str(error)
+    messages = [message]
+    if ranks.world is not None:
+        messages = [None] * ranks.size
+        dist.all_gather_object(messages, message, group=ranks.world)
+    for rank, found in enumerate(messages):
+        if found is not None:
+            raise UserError(found if rank == 0 else f"rank {rank}: {found}")
+    assert prepared is not None
+    return prepared
+
+
+def _fail(ranks: Ranks | None, message: str, *, code: int) -> int:
+    """Prints on stderr. Most errors are the same on all ranks: rank 0 is to say them."""
+    prefix = "msam-scale"
+    if ranks is not None and not ranks.is_first:
+        time.sleep(_SECONDS_FOR_RANK_0)
+        prefix = f"msam-scale, rank {ranks.rank}"
+    print(f"{prefix}: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
