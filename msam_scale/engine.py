@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from data_pipelines.errors import UserError
-from msam_scale.ascent import ASCENT_RULES
+from msam_scale.ascent import ascent_rule
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.batch_tree import Batch, narrow, num_samples
 from msam_scale.checkpoint import load_checkpoint, save_checkpoint
@@ -64,7 +64,7 @@ class Engine:
         self._objective = Objective(
             ascent=None
             if config.objective.algorithm == "vanilla"
-            else ASCENT_RULES[config.objective.ascent],
+            else ascent_rule(config.objective.ascent),
             rho=config.objective.rho,
         )
         self._context = PassContext(
@@ -190,13 +190,16 @@ class Engine:
         return self.module(*inputs, **named_inputs)
 
     def _micro_batches(self, batch: Batch | Iterator[Batch]) -> Iterator[MicroBatch]:
+        chunk_size = self.config.batch.chunk or self.plan.slice_size
         for turn, part in enumerate(self._parts(batch)):
-            positions = self.plan.slice_positions(self.ranks.rank, turn)
+            if chunk_size >= self.plan.slice_size:
+                # Fits on the device as it is, so both passes share one copy.
+                part = self._passes.on_device(part)
             yield MicroBatch(
                 batch=part,
-                positions=positions,
+                positions=self.plan.slice_positions(self.ranks.rank, turn),
                 is_last=turn == self.plan.sequential - 1,
-                chunk_size=self.config.batch.chunk or len(positions),
+                chunk_size=chunk_size,
             )
 
     def _parts(self, batch: Batch | Iterator[Batch]) -> Iterator[Batch]:

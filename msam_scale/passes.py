@@ -62,7 +62,7 @@ class Passes:
                 statistics. The pass at w + ε does neither.
         """
         for chunk in micro_batch.chunks():
-            batch = to_device(chunk.batch, self._device, widen_to=self._precision.parameters)
+            batch = self.on_device(chunk.batch)
             with (
                 self._generators.chunk(chunk.positions.start),
                 self._context.chunk(chunk.positions, records_statistics=at_weights),
@@ -75,6 +75,10 @@ class Passes:
                 self._sharding.backward(loss * weight, last=chunk.is_last)
             if at_weights:
                 self._summary.add_loss(loss, num_samples=len(chunk.positions))
+
+    def on_device(self, batch: Batch) -> Batch:
+        """The batch on this rank's device, in a type the parameters can meet; itself if it is."""
+        return to_device(batch, self._device, widen_to=self._precision.parameters)
 
     def _watch_once(self) -> AbstractContextManager[Any]:
         watch, self._first_forward = self._first_forward, None

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from data_pipelines.registry import lookup
 from msam_scale.ascent.sam import sam
 from msam_scale.sharding.flat_buffer import FlatBuffer
 
@@ -33,3 +34,12 @@ class AscentRule(Protocol):
 ASCENT_RULES: dict[str, AscentRule] = {
     "sam": sam,
 }
+
+
+def ascent_rule(name: str) -> AscentRule:
+    """The rule of this name.
+
+    Raises:
+        UserError: there is none; names those that are.
+    """
+    return lookup(ASCENT_RULES, name, kind="ascent rule")

@@ -139,7 +139,7 @@ def read_progress(folder: Path) -> dict[str, Any]:
         progress = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a checkpoint: {error}") from error
-    if not isinstance(progress, dict) or _FORMAT.items() - progress.items():
+    if not isinstance(progress, dict) or not _FORMAT.items() <= progress.items():
         raise UserError(f"{path}: not a checkpoint of version {_FORMAT['version']}")
     return progress
 

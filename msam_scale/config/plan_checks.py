@@ -37,7 +37,11 @@ def plan_checks(*, world_size: int) -> list[Check]:
         try:
             BatchPlan(batch_size, count, world_size)
         except UserError as error:
-            yield Problem("batch.size", str(error), related=("objective.micro_batches",))
+            keys = ["batch.size"]
+            if micro_batches is not None:
+                keys.insert(0, "objective.micro_batches")
+            given = f"batch.size: {batch_size}, objective.micro_batches: {count}"
+            yield Problem(keys[0], f"{error} ({given})", related=tuple(keys[1:]))
 
     @check(
         checks,

@@ -77,10 +77,10 @@ class KeyedDropout1d(KeyedMask, nn.Dropout1d):
     """`torch.nn.Dropout1d` with a mask for each channel of each sample."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Drops channels of (samples, channels, length)."""
+        """Drops channels of (samples, channels, length), rows of (samples, length) as torch."""
         if not self.applies_to(inputs, probability=self.p):
             return super().forward(inputs)
-        return self.masked(inputs, probability=self.p, num_mask_dims=2)
+        return self.masked(inputs, probability=self.p, num_mask_dims=inputs.dim() - 1)
 
 
 class KeyedDropout2d(KeyedMask, nn.Dropout2d):
@@ -97,10 +97,10 @@ class KeyedDropout3d(KeyedMask, nn.Dropout3d):
     """`torch.nn.Dropout3d` with a mask for each channel of each sample."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Drops channels of (samples, channels, depth, height, width)."""
+        """Drops channels of (samples, channels, depth, height, width); one dimension less: rows."""
         if not self.applies_to(inputs, probability=self.p):
             return super().forward(inputs)
-        return self.masked(inputs, probability=self.p, num_mask_dims=2)
+        return self.masked(inputs, probability=self.p, num_mask_dims=inputs.dim() - 3)
 
 
 class KeyedDropPath(KeyedMask, DropPath):

@@ -55,7 +55,7 @@ class RunningStatistics:
             return
         means, variances, counts = self._parts()
         tracked = self._buffers("num_batches_tracked")
-        num_updates = torch.stack(tracked)
+        num_updates = torch.stack(tracked).double()
         momentum = torch.where(self._momentum.isnan(), 1.0 / (num_updates + 1), self._momentum)
         moves = applies & (counts > 0)
         for running, sums in (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from data_pipelines.errors import UserError
+from data_pipelines.registry import lookup
 
 # Needs a closure that re-evaluates the loss, or sparse gradients; the engine offers neither.
 _UNUSABLE = frozenset({"lbfgs", "sparseadam"})
@@ -34,17 +34,12 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     Raises:
         UserError: torch has no such optimizer, or it cannot be driven by gradients alone.
     """
-    known = _by_name()
-    if (found := known.get(name.lower())) is not None:
-        return found
     if name.lower() in _UNUSABLE:
         raise UserError(
-            f"optimizer.name: {name!r} needs closures or sparse gradients; choose one of "
-            f"{', '.join(sorted(known))}"
+            f"{name!r} needs closures or sparse gradients; choose one of "
+            f"{', '.join(sorted(_by_name()))}"
         )
-    near = difflib.get_close_matches(name.lower(), known, n=2)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(known))}"
-    raise UserError(f"optimizer.name: {name!r} is not an optimizer of torch.optim; {hint}")
+    return lookup(_by_name(), name.lower(), kind="optimizer")
 
 
 def optimizer_arguments(

@@ -10,6 +10,7 @@ from torch import nn
 
 from data_pipelines import SampleIndex, TransformPreset, transform_preset
 from data_pipelines.errors import UserError
+from msam_scale.ascent import ascent_rule
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config, load_config
 from msam_scale.initialization import batch_plan, check_batch_norm, optimizer_builder
@@ -67,6 +68,8 @@ def prepare_run(
         with findings.collected("data.val"):
             val_index = SampleIndex.open(config.data.val)
             _check_same_kind(val_index, train_index)
+    with findings.collected("objective.ascent"):
+        ascent_rule(config.objective.ascent)
     with findings.collected("optimizer.name"):
         optimizer_builder(config)
     with findings.collected("model.name"):
@@ -84,7 +87,8 @@ def prepare_run(
                 build_schedule(
                     config.schedule.name, warmup=config.schedule.warmup, num_steps=num_steps
                 )
-    with findings.collected("run.name"):
+    resumes_elsewhere = config.checkpoint.resume not in ("auto", "never")
+    with findings.collected("checkpoint.resume" if resumes_elsewhere else "run.name"):
         fingerprint = None if train_index is None else train_index.fingerprint
         folder = RunFolder.find(config, fingerprint=fingerprint)
     findings.raise_all()

@@ -115,12 +115,13 @@ class _Run:
         )
 
     def _report(self, result: StepResult, learning_rate: float) -> None:
+        ascends = self._config.objective.algorithm != "vanilla"
         self._report_line(
             "train",
             loss=result.loss,
             lr=learning_rate,
             grad_norm=result.grad_norm,
-            ascent_norm=result.ascent_norm,
+            **({"ascent_norm": result.ascent_norm} if ascends else {}),
             skipped_steps=self._engine.skipped_steps.total,
             peak_memory_gib=peak_memory_gib(self._engine.ranks.device),
             **self._throughput.read(),

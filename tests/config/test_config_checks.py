@@ -66,7 +66,7 @@ def test_a_layout_is_refused_exactly_when_the_plan_refuses_it(world_size: int) -
             continue
         with pytest.raises(ConfigError) as caught:
             load(settings, world_size=world_size)
-        assert [problem.key for problem in caught.value.problems] == ["batch.size"]
+        assert [problem.key for problem in caught.value.problems] == ["objective.micro_batches"]
         assert refusal in str(caught.value)
 
 

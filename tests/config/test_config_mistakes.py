@@ -24,7 +24,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"batch.size": 64.0}, "batch.size", "64.0 is a number"),
     ({"batch.size": True}, "batch.size", "true is a boolean"),
     ({"batch.size": None}, "batch.size", "null"),
-    ({"batch.size": 60}, "batch.size", "56, 64"),
+    ({"batch.size": 60}, "objective.micro_batches", "56, 64"),
     ({"batch.chunk": 12, "batch.norm_samples": 8}, "batch.chunk", "8 or 16"),
     ({"batch.norm_samples": 3}, "batch.norm_samples", "1, 2 or 4"),
     ({"objective.algorithm": "msm"}, "objective.algorithm", "'vanilla', 'sam' or 'msam'"),

@@ -54,7 +54,7 @@ def test_a_layout_that_does_not_work_is_refused(
 ) -> None:
     assert main(["config", "check", config]) == 0
     assert main(["config", "check", config, "--nproc", "7"]) == 2
-    assert "batch.size: a mini-batch of 64" in capsys.readouterr().err
+    assert "objective.micro_batches: a mini-batch of 64" in capsys.readouterr().err
 
 
 def test_show_prints_what_loads_to_the_same(

@@ -1,0 +1,208 @@
+"""Whole training runs: what they write, and that the layout and restarts do not matter."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from launch.cli import main
+from msam_scale.config import load_config
+from msam_scale.monitoring import METRICS
+
+
+def metric_lines(run: str) -> list[dict[str, Any]]:
+    text = Path("runs", run, "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def figures(run: str, *names: str) -> list[list[float]]:
+    return [[line[name] for name in names if name in line] for line in metric_lines(run)]
+
+
+def weights(run: str, *, step: int) -> dict[str, torch.Tensor]:
+    return load_file(f"runs/{run}/checkpoints/step-{step:08d}/model.safetensors")
+
+
+def train(config: str, *words: str) -> None:
+    assert main(["train", config, "monitor.progress=false", *words]) == 0
+
+
+def train_on_ranks(num_ranks: int, config: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launch.cli", "train", config, "--nproc", str(num_ranks)]
+    return subprocess.run(
+        [*command, *words], capture_output=True, text=True, timeout=200, check=False
+    )
+
+
+def test_a_run_writes_what_it_promises(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config)
+    out = capsys.readouterr().out
+    assert "runs/small" in out
+    assert "tensorboard --logdir runs" in out
+    assert load_config("runs/small/config.yaml") == load_config(config, overrides=PROGRESS_OFF)
+    lines = metric_lines("small")
+    assert [line["step"] for line in lines if line["split"] == "train"] == [2, 4, 6, 8, 10, 12]
+    validations = [line for line in lines if line["split"] == "val"]
+    assert [line["step"] for line in validations] == [6, 12]
+    assert all(line["samples"] == 360 for line in validations)
+    assert lines[-2]["loss"] < 0.9 * lines[0]["loss"]
+    named = {name for line in lines for name in line} - {"step", "epoch", "split"}
+    assert named == METRICS.keys()
+    assert all(0 < line["mfu"] < 2 for line in lines if "mfu" in line)
+    assert Path("runs/small/checkpoints/latest").read_text() == "step-00000012\n"
+    assert sorted(path.name for path in Path("runs/small/checkpoints").iterdir()) == [
+        "latest",
+        "step-00000012",
+    ]
+
+
+PROGRESS_OFF = ("monitor.progress=false",)
+
+
+def test_tensorboard_shows_the_same_figures(config: str) -> None:
+    train(config)
+    board = EventAccumulator("runs/small/tensorboard")
+    board.Reload()
+    for split in ("train", "val"):
+        lines = [line for line in metric_lines("small") if line["split"] == split]
+        events = board.Scalars(f"loss/{split}")
+        assert [event.step for event in events] == [line["step"] for line in lines]
+        assert [event.value for event in events] == pytest.approx([x["loss"] for x in lines])
+    tags = {metric.tag.format(split=split) for metric in METRICS.values() for split in SPLITS}
+    assert set(board.Tags()["scalars"]) <= tags
+
+
+SPLITS = ("train", "val")
+
+
+def test_switched_off_reports_are_not_written(config: str) -> None:
+    train(config, "monitor.jsonl=false", "monitor.tensorboard=false", "training.steps=1")
+    assert sorted(path.name for path in Path("runs/small").iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+    ]
+
+
+def test_the_number_of_ranks_does_not_matter(config: str) -> None:
+    """In float64, through real launchers: losses, norms and accuracies of 1, 2 and 4 ranks."""
+    words = ("precision=float64", "training.steps=4", "training.eval_every=2")
+    train(config, "run.name=w1", *words)
+    train(config, "run.name=chunks", "batch.chunk=16", "data.workers=2", *words)
+    for num_ranks in (2, 4):
+        done = train_on_ranks(num_ranks, config, f"run.name=w{num_ranks}", *words)
+        assert done.returncode == 0, done.stderr
+    names = ("loss", "grad_norm", "ascent_norm", "accuracy", "samples")
+    expected = figures("w1", *names)
+    for run in ("chunks", "w2", "w4"):
+        for line, line_of_one in zip(figures(run, *names), expected, strict=True):
+            assert line == pytest.approx(line_of_one, rel=1e-9)
+        for name, tensor in weights(run, step=4).items():
+            torch.testing.assert_close(tensor, weights("w1", step=4)[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_resumed_run_is_bit_identical(precision: str, config: str) -> None:
+    words = (f"precision={precision}", "checkpoint.every=3", "checkpoint.keep=10")
+    train(config, "run.name=whole", *words)
+    train(config, "run.name=parts", *words)
+    # As a run that died after step 7 would look: checkpoints to step 6, metrics to step 7.
+    folder = Path("runs/parts/checkpoints")
+    for step in (9, 12):
+        for path in (folder / f"step-{step:08d}").iterdir():
+            path.unlink()
+        (folder / f"step-{step:08d}").rmdir()
+    (folder / "latest").write_text("step-00000006\n")
+    lines = Path("runs/parts/metrics.jsonl").read_text().splitlines(keepends=True)
+    Path("runs/parts/metrics.jsonl").write_text("".join(lines[:5]) + '{"step": 8, "los')
+    train(config, "run.name=parts", *words)
+    for kind in ("model", "optimizer"):
+        path = f"checkpoints/step-00000012/{kind}.safetensors"
+        assert Path("runs/parts", path).read_bytes() == Path("runs/whole", path).read_bytes()
+    names = ("step", "loss", "lr", "grad_norm", "ascent_norm", "accuracy")
+    assert figures("parts", *names) == figures("whole", *names)
+
+
+def test_a_finished_run_has_nothing_left(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config, "training.steps=2")
+    before = Path("runs/small/checkpoints/step-00000002/model.safetensors").stat()
+    capsys.readouterr()
+    train(config, "training.steps=2")
+    assert "Nothing left to train" in capsys.readouterr().out
+    assert Path("runs/small/checkpoints/step-00000002/model.safetensors").stat() == before
+
+
+def test_a_run_is_not_continued_with_another_result(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config, "training.steps=2")
+    before = Path("runs/small/metrics.jsonl").read_text()
+    assert main(["train", config, "training.steps=2", "objective.rho=0.1"]) == 2
+    error = capsys.readouterr().err
+    assert "objective" in error
+    assert "run.name" in error
+    assert main(["train", config, "training.steps=2", "checkpoint.resume=never"]) == 2
+    assert "checkpoint.resume: never" in capsys.readouterr().err
+    assert Path("runs/small/metrics.jsonl").read_text() == before
+    train(config, "training.steps=2", "batch.chunk=16", "data.workers=1")
+
+
+def test_only_the_newest_checkpoints_are_kept(config: str) -> None:
+    train(config, "training.steps=5", "checkpoint.every=1", "checkpoint.keep=2")
+    names = {path.name for path in Path("runs/small/checkpoints").iterdir()}
+    assert names == {"latest", "step-00000004", "step-00000005"}
+
+
+def test_a_diverged_run_ends_with_a_clear_error(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["optimizer.lr=1e30", "objective.max_skipped_steps=3", "monitor.every=1"]
+    assert main(["train", config, *words, "schedule.name=constant", "training.steps=9"]) == 1
+    error = capsys.readouterr().err
+    assert "3 steps in a row" in error
+    assert "Traceback" not in error
+    # json.loads refuses no NaN, the standard does: figures that are not finite are null.
+    assert "NaN" not in Path("runs/small/metrics.jsonl").read_text()
+    assert any(line["skipped_steps"] for line in metric_lines("small"))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("objective.algorithm=vanilla",),
+        ("objective.algorithm=sam", "objective.micro_batches=1", "batch.chunk=64"),
+        ("optimizer.name=adamw", "optimizer.momentum=null", "optimizer.lr=1e-3"),
+        ("model.source=timm", "model.name=resnet10t", "optimizer.clip_norm=1.0"),
+    ],
+)
+def test_other_objectives_models_and_optimizers_train(words: tuple[str, ...], config: str) -> None:
+    train(config, "training.steps=3", *words)
+    assert metric_lines("small")[-1]["samples"] == 360
+
+
+def test_damaged_data_stops_the_run(
+    config: str, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = Path("copy")
+    copy.mkdir()
+    for path in (digits / "train").rglob("*"):
+        if path.is_file():
+            target = copy / path.relative_to(digits / "train")
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
+    shard = sorted(copy.glob("*.tar"))[0]
+    content = bytearray(shard.read_bytes())
+    place = content.index(b"NUMPY")
+    content[place + 150] ^= 1
+    shard.write_bytes(content)
+    assert main(["train", config, "data.train=copy", "training.steps=22"]) == 2
+    error = capsys.readouterr().err
+    assert shard.name in error
+    assert "Traceback" not in error
