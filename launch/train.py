@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from data_pipelines.errors import UserError
 from launch.arguments import add_config_arguments
 from launch.exit_codes import FAILURE, SUCCESS, USER_ERROR
 from launch.summary import closing_words
-from msam_scale.optimization import NonFiniteError
+from msam_scale.errors import NonFiniteError
 from msam_scale.ranks import Ranks, join, leave
 from msam_scale.training import PreparedRun, prepare_run, run_training
 
@@ -109,5 +110,14 @@ def _fail(ranks: Ranks | None, message: str, *, code: int) -> int:
     return code
 
 
+def _end(code: int) -> NoReturn:
+    """Ends the process; after a failure at once, since a collective may wait for other ranks."""
+    if code == SUCCESS:
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    _end(main())

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from msam_scale.batch_plan import BatchPlan
     from msam_scale.config import Config, load_config
     from msam_scale.engine import Engine
-    from msam_scale.errors import ConfigError, UserError
+    from msam_scale.errors import ConfigError, NonFiniteError, UserError
     from msam_scale.initialization import initialize
     from msam_scale.step_summary import StepResult
 
@@ -19,6 +19,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "Engine",
+    "NonFiniteError",
     "StepResult",
     "UserError",
     "initialize",
@@ -32,6 +33,7 @@ __getattr__ = lazy_exports(
         "Config": "config",
         "ConfigError": "errors",
         "Engine": "engine",
+        "NonFiniteError": "errors",
         "StepResult": "step_summary",
         "UserError": "errors",
         "initialize": "initialization",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import islice
 
 from data_pipelines.errors import UserError
 
@@ -40,10 +41,10 @@ class BatchPlan:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
         if self.world_size % self.shard_group_size:
-            divisors = [d for d in range(1, self.world_size + 1) if self.world_size % d == 0]
+            fitting = _listed(_divisors(self.world_size))
             raise UserError(
                 f"{self.world_size} ranks cannot be cut into shard groups of "
-                f"{self.shard_group_size}; sizes that divide them: {_listed(divisors)}"
+                f"{self.shard_group_size}; sizes that divide them: {fitting}"
             )
         if self.batch_size % (self.micro_batches * self.group_size):
             raise UserError(self._refusal())
@@ -98,8 +99,7 @@ class BatchPlan:
         unit = count * self.group_size
         below, above = size // unit * unit, (size // unit + 1) * unit
         sizes = [value for value in (below, above) if value > 0]
-        counts = [m for m in range(1, size + 1) if self._fits(m)]
-        nearest = sorted(sorted(counts, key=lambda m: abs(m - count))[:4])
+        nearest = self._nearest_micro_batches()
         ranks = "1 rank" if world == 1 else f"{world} ranks"
         spread = f" each spread over {self.group_size} ranks" if self.group_size > 1 else ""
         with_these = f"micro-batches that {size} can be cut into on {ranks}: {_listed(nearest)}"
@@ -110,16 +110,30 @@ class BatchPlan:
             f"{with_these}; sizes that {count} micro-batches can use: {_listed(sizes)}"
         )
 
+    def _nearest_micro_batches(self) -> list[int]:
+        if self.batch_size % self.world_size:
+            return []  # every rank gets B / W samples, whatever m is
+        start = min(self.micro_batches, self.batch_size)
+        distances = (d * sign for d in range(self.batch_size) for sign in (-1, 1)[: d + 1])
+        counts = (start + distance for distance in distances)
+        fitting = (m for m in counts if 1 <= m <= self.batch_size and self._fits(m))
+        return sorted(islice(fitting, 4))
+
     def _fits(self, micro_batches: int) -> bool:
         group_size = _group_size(micro_batches, self.world_size, self.shard_group_size)
         return self.batch_size % (micro_batches * group_size) == 0
 
 
 def _group_size(micro_batches: int, world_size: int, shard_group_size: int) -> int:
-    for size in range(shard_group_size, world_size + 1, shard_group_size):
-        if world_size % size == 0 and micro_batches % (world_size // size) == 0:
+    for size in _divisors(world_size):
+        if size % shard_group_size == 0 and micro_batches % (world_size // size) == 0:
             return size
     raise AssertionError("the whole world is always a group that works: N = 1 divides every m")
+
+
+@cache
+def _divisors(number: int) -> list[int]:
+    return [size for size in range(1, number + 1) if number % size == 0]
 
 
 def _listed(values: list[int]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from data_pipelines.errors import UserError
 from msam_scale import ranks as ranks_module
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config, load_config
+from msam_scale.config.sections.optimization import OptimizerSection
 from msam_scale.engine import Engine
 from msam_scale.layers import stateless_random
 from msam_scale.layers.install import has_batch_norm
@@ -26,6 +28,10 @@ from msam_scale.optimization import (
 from msam_scale.passes import LossFunction
 from msam_scale.precision import convert_model
 from msam_scale.sharding import STRATEGIES, ShardingRequest
+
+_logger = logging.getLogger("msam_scale")
+
+_OPTIMIZER_ARGUMENTS = ("lr", "momentum", "weight_decay", "args")
 
 OptimizerSource = type[torch.optim.Optimizer] | Callable[[Any], torch.optim.Optimizer]
 
@@ -51,7 +57,8 @@ def initialize(
             cross-entropy with the configured label smoothing for `(inputs, labels)`, and
             `model(**batch).loss` for a dict.
         optimizer: an optimizer class, which takes the config's `optimizer` section, or a function
-            of the parameters; by default `optimizer.name` of torch.optim.
+            of the parameters, which goes before that section; by default `optimizer.name` of
+            torch.optim.
         num_steps: optimizer steps of the whole run, for schedules; default `training.steps`.
 
     Raises:
@@ -62,6 +69,8 @@ def initialize(
     settings = load_config(config, world_size=ranks.size)
     plan = batch_plan(settings, world_size=ranks.size)
     check_batch_norm(model, settings, plan)
+    if ranks.is_first:
+        _say_what_is_unused(settings, optimizer)
     precision = convert_model(model, name=settings.precision, device=ranks.device)
     sharding = STRATEGIES[settings.sharding.strategy](
         ShardingRequest(
@@ -142,8 +151,6 @@ def optimizer_builder(
     if source is not None and not isinstance(source, type):
         return source
     cls = source or optimizer_class(section.name)
-    if section.lr is None:
-        raise UserError("optimizer.lr: is missing; the peak learning rate has no default")
     arguments = {
         "lr": section.lr,
         "momentum": section.momentum,
@@ -152,3 +159,17 @@ def optimizer_builder(
     }
     checked = optimizer_arguments(cls, arguments)
     return lambda parameters: build_optimizer(parameters, cls=cls, arguments=checked)
+
+
+def _say_what_is_unused(config: Config, source: OptimizerSource | None) -> None:
+    """As with deepspeed.initialize, an optimizer that is passed goes before the config's."""
+    if source is None:
+        return
+    names = ["name"] if isinstance(source, type) else ["name", *_OPTIMIZER_ARGUMENTS]
+    default = OptimizerSection()
+    unused = [n for n in names if getattr(config.optimizer, n) != getattr(default, n)]
+    if unused:
+        _logger.warning(
+            "The optimizer given to initialize goes before the config's: %s not used.",
+            ", ".join(f"optimizer.{name}" for name in unused),
+        )

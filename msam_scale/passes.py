@@ -47,9 +47,8 @@ class Passes:
         self._precision = precision
         self._device = device
         self._summary = summary
-        self._first_forward: AbstractContextManager[None] | None = watched_forward(
-            model, generators, speaks=speaks
-        )
+        self._speaks = speaks
+        self._is_watched = False
 
     def run(self, micro_batch: MicroBatch, *, divisor: int, at_weights: bool) -> None:
         """Back-propagates the sum of the slice's losses divided by `divisor` samples.
@@ -67,8 +66,9 @@ class Passes:
                 self._generators.chunk(chunk.positions.start),
                 self._context.chunk(chunk.positions, records_statistics=at_weights),
             ):
-                with self._watch_once(), self._precision.autocast(self._device):
+                with self._watch(), self._precision.autocast(self._device):
                     loss = self._loss_fn(self._model, batch)
+                self._is_watched = True
                 _check_loss(loss)
                 self._context.in_backward = True
                 weight = len(chunk.positions) / divisor
@@ -80,9 +80,10 @@ class Passes:
         """The batch on this rank's device, in a type the parameters can meet; itself if it is."""
         return to_device(batch, self._device, widen_to=self._precision.parameters)
 
-    def _watch_once(self) -> AbstractContextManager[Any]:
-        watch, self._first_forward = self._first_forward, None
-        return watch or nullcontext()
+    def _watch(self) -> AbstractContextManager[Any]:
+        if self._is_watched:
+            return nullcontext()
+        return watched_forward(self._model, self._generators, speaks=self._speaks)
 
 
 def _check_loss(loss: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,13 +21,16 @@ class Ranks:
         rank: this process's number, 0 ≤ rank < size.
         size: W.
         device: where this rank computes.
-        world: the group of all ranks, None for a single process.
     """
 
     rank: int
     size: int
     device: torch.device
-    world: dist.ProcessGroup | None
+
+    @property
+    def world(self) -> dist.ProcessGroup | None:
+        """The group of all ranks, None for a single process."""
+        return dist.group.WORLD if self.size > 1 else None
 
     @property
     def is_first(self) -> bool:
@@ -58,7 +62,7 @@ def join(*, timeout: timedelta | None = None) -> Ranks:
     device = _local_device()
     if not dist.is_initialized():
         if _environment_number("WORLD_SIZE", default=1) == 1:
-            return Ranks(rank=0, size=1, device=device, world=None)
+            return Ranks(rank=0, size=1, device=device)
         for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
             if name not in os.environ:
                 raise UserError(
@@ -68,19 +72,18 @@ def join(*, timeout: timedelta | None = None) -> Ranks:
         backend = "nccl" if device.type == "cuda" else "gloo"
         device_id = device if device.type == "cuda" else None
         dist.init_process_group(backend, timeout=timeout, device_id=device_id)
-    size = dist.get_world_size()
-    return Ranks(
-        rank=dist.get_rank(),
-        size=size,
-        device=device,
-        world=dist.group.WORLD if size > 1 else None,
-    )
+    return Ranks(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 
 
 def leave() -> None:
-    """Leaves the process group, if there is one."""
+    """Leaves the process group, if there is one, when its last collective is over.
+
+    Engines that use the group must be out of reach. Its threads end with the last reference to it;
+    one that still runs when the interpreter ends aborts the process.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()  # an engine and its loss function may refer to each other
 
 
 def _local_device() -> torch.device:

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from data_pipelines.errors import UserError
 from data_pipelines.registry import lookup
 from msam_scale.ascent.sam import sam
 from msam_scale.sharding.flat_buffer import FlatBuffer
@@ -42,4 +43,7 @@ def ascent_rule(name: str) -> AscentRule:
     Raises:
         UserError: there is none; names those that are.
     """
-    return lookup(ASCENT_RULES, name, kind="ascent rule")
+    try:
+        return lookup(ASCENT_RULES, name, kind="ascent rule")
+    except UserError as error:
+        raise UserError(f"objective.ascent: {error}") from None

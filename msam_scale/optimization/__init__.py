@@ -6,11 +6,10 @@ from msam_scale.optimization.optimizers import (
     optimizer_class,
 )
 from msam_scale.optimization.schedules import SCHEDULES, Schedule, build_schedule
-from msam_scale.optimization.skipping import NonFiniteError, SkippedSteps, step_unless
+from msam_scale.optimization.skipping import SkippedSteps, step_unless
 
 __all__ = [
     "SCHEDULES",
-    "NonFiniteError",
     "Schedule",
     "SkippedSteps",
     "build_optimizer",

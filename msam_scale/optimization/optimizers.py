@@ -36,10 +36,13 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     """
     if name.lower() in _UNUSABLE:
         raise UserError(
-            f"{name!r} needs closures or sparse gradients; choose one of "
+            f"optimizer.name: {name!r} needs closures or sparse gradients; choose one of "
             f"{', '.join(sorted(_by_name()))}"
         )
-    return lookup(_by_name(), name.lower(), kind="optimizer")
+    try:
+        return lookup(_by_name(), name.lower(), kind="optimizer")
+    except UserError as error:
+        raise UserError(f"optimizer.name: {error}") from None
 
 
 def optimizer_arguments(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import torch
 
-
-class NonFiniteError(FloatingPointError):
-    """Too many steps in a row had gradients that are not finite."""
+from msam_scale.errors import NonFiniteError
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:

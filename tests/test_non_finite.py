@@ -1,0 +1,163 @@
+"""Gradients that are not finite: every rank leaves the step out, and goes on as if it never was."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from engine_models import BATCH_SIZE, cross_entropy, mini_batch
+from engine_runs import ADAMW, SGD, Run, engine_for, own_part, settings
+from rank_pool import OnRanks
+
+from msam_scale.engine import Engine
+from msam_scale.optimization.skipping import NonFiniteError
+
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "sgd": SGD,
+    "sgd foreach": {**SGD, "args": {"foreach": True}},
+    "sgd unfused": {**SGD, "args": {"fused": False}},
+    "plain sgd": {"name": "sgd", "lr": 0.05},
+    "adamw": ADAMW,
+    "adamw foreach": {**ADAMW, "args": {"eps": 1e-5, "foreach": True}},
+    "adagrad": {"name": "adagrad", "lr": 0.01},
+    "rmsprop": {"name": "rmsprop", "lr": 0.001},
+}
+
+
+def _everything(engine: Engine) -> list[Any]:
+    state = engine.optimizer.state_dict()["state"]
+    return copy.deepcopy([engine.full_state_dict(), state])
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return bool(one == other)
+
+
+def _batch(engine: Engine, number: int, *, bad: bool) -> tuple[torch.Tensor, ...]:
+    images, labels = mini_batch(number)
+    if bad:  # one sample, which the last rank supplies
+        images[BATCH_SIZE - 1, 0, 0, 0] = float("nan")
+    return own_part(engine, (images, labels))
+
+
+def _skips_leave_no_trace(algorithm: str, optimizer: dict[str, Any]) -> None:
+    micro_batches = 4 if algorithm == "msam" else None
+    config = settings(
+        algorithm=algorithm,
+        micro_batches=micro_batches,
+        norm_samples=4,
+        optimizer=optimizer,
+        clip_norm=0.5,
+    )
+    engine = engine_for(Run(config, model="wide_resnet"))
+    spared = engine_for(Run(config, model="wide_resnet"))
+    # The very first step is bad: fused SGD would leave its momentum uninitialised.
+    for number, bad in enumerate((True, True, False, True, False, False)):
+        before = _everything(engine)
+        step = engine.train_step(_batch(engine, number, bad=bad))
+        assert step.skipped == bad
+        if bad:
+            assert _same(before, _everything(engine))
+        else:
+            spared.train_step(_batch(spared, number, bad=False))
+            assert not _same(before, _everything(engine))
+    assert _same(_everything(engine), _everything(spared))
+    assert engine.skipped_steps.total == 3
+    assert engine.num_steps_done == 6
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("algorithm", ["vanilla", "sam", "msam"])
+def test_a_bad_sample_on_one_rank_is_skipped_on_all(
+    algorithm: str, size: int, on_ranks: OnRanks
+) -> None:
+    on_ranks(size, _skips_leave_no_trace, algorithm, SGD)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_skipping_keeps_the_state_of_every_kind_of_optimizer(optimizer: str) -> None:
+    _skips_leave_no_trace("msam", OPTIMIZERS[optimizer])
+
+
+def _stops_after_bad_steps_in_a_row() -> None:
+    engine = engine_for(Run(settings(micro_batches=4, max_skipped_steps=3)))
+    for number, bad in enumerate([True, True, False, True, True, True, True, False]):
+        batch = _batch(engine, number, bad=bad)
+        if number in (5, 6):  # the third bad one in a row, and the fourth
+            with pytest.raises(NonFiniteError, match="max_skipped_steps: 3"):
+                engine.train_step(batch)
+        else:
+            engine.train_step(batch)
+    assert all(bool(tensor.isfinite().all()) for tensor in engine.full_state_dict().values())
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_too_many_in_a_row_stop_every_rank(size: int, on_ranks: OnRanks) -> None:
+    on_ranks(size, _stops_after_bad_steps_in_a_row)
+
+
+def _overflows_in(bad_pass: int, *, bad_rank: int) -> list[bool]:
+    """Whether each of three steps was skipped; in the second one pass of one rank overflows."""
+    calls: list[int] = []
+
+    def loss_fn(model: Any, batch: Any) -> torch.Tensor:
+        calls.append(len(calls))
+        loss = cross_entropy(model, batch)
+        bad = number == 1 and engine.ranks.rank == bad_rank and calls[-1] % 2 == bad_pass
+        return loss * 1e300 * 1e300 if bad else loss
+
+    engine = engine_for(Run(settings(micro_batches=4)), loss_fn=loss_fn)
+    skipped = []
+    for number in range(3):
+        before = _everything(engine)
+        step = engine.train_step(own_part(engine, mini_batch(number)))
+        skipped.append(step.skipped)
+        assert step.skipped == _same(before, _everything(engine))
+    return skipped
+
+
+@pytest.mark.parametrize("bad_pass", [0, 1], ids=["ascent", "descent"])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_an_overflow_in_either_pass_skips_the_step(
+    bad_pass: int, size: int, on_ranks: OnRanks
+) -> None:
+    skipped = on_ranks(size, _overflows_in, bad_pass, bad_rank=size - 1)
+    assert skipped == [[False, True, False]] * size
+
+
+def test_a_norm_beyond_the_type_skips_the_step() -> None:
+    """Every entry of the ascent gradient is finite, its squares are not; the descent is all right.
+
+    A perturbation by such a norm would be none at all.
+    """
+    calls: list[int] = []
+
+    def loss_fn(model: Any, batch: Any) -> torch.Tensor:
+        calls.append(len(calls))
+        return cross_entropy(model, batch) * (1e25 if calls[-1] == 0 else 1.0)
+
+    engine = engine_for(Run(settings(micro_batches=1, precision="float32")), loss_fn=loss_fn)
+    before = _everything(engine)
+    step = engine.train_step(mini_batch(0, dtype=torch.float32))
+    assert step.skipped
+    assert step.grad_norm < 100
+    assert _same(before, _everything(engine))
+
+
+def test_the_counts_survive_a_checkpoint() -> None:
+    run = Run(settings(micro_batches=4, max_skipped_steps=3))
+    engine, resumed = engine_for(run), engine_for(run)
+    for number in range(2):
+        engine.train_step(_batch(engine, number, bad=True))
+    resumed.skipped_steps.load(engine.skipped_steps.state())
+    assert resumed.skipped_steps.state() == [2, 2]
+    with pytest.raises(NonFiniteError):
+        resumed.train_step(_batch(resumed, 2, bad=True))
