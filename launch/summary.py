@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+from pathlib import Path
+
 from msam_scale.training import Outcome
 
 
@@ -19,9 +23,18 @@ def closing_words(outcome: Outcome, *, config: str) -> str:
     name = outcome.folder.name
     lines += [
         f"Results:      {outcome.folder} (config.yaml, metrics.jsonl, checkpoints)",
-        f"TensorBoard:  tensorboard --logdir {outcome.folder.parent}",
-        f"Curves:       msam-scale report {outcome.folder} --out curves.png",
-        f"Try next:     msam-scale train {config} objective.algorithm=vanilla "
+        f"TensorBoard:  {_command('tensorboard')} --logdir {outcome.folder.parent}",
+        f"Curves:       {_command('msam-scale')} report {outcome.folder} --out curves.png",
+        f"Try next:     {_command('msam-scale')} train {config} objective.algorithm=vanilla "
         f"run.name={name}-vanilla",
     ]
     return "\n".join(lines)
+
+
+def _command(name: str) -> str:
+    """How to call a command of this environment: by name where it is active, else by path."""
+    if shutil.which(name) is not None:
+        return name
+    # Not resolved: the interpreter of a virtual environment is a link out of it.
+    path = Path(sys.executable).parent / name
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

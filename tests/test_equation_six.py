@@ -83,7 +83,7 @@ def test_adamw_and_clipping_follow_the_reference(size: int, on_ranks: OnRanks) -
     ]
     runs = []
     for kind in kinds:
-        for m in (1, 4, 16):
+        for m in MICRO_BATCHES:
             optimizer = SGD if kind["optimizer"] == "sgd" else ADAMW
             config = settings(
                 micro_batches=m, chunk=5, optimizer=optimizer, clip_norm=kind["clip_norm"]
