@@ -15,15 +15,19 @@ _PIECE_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def new_directory(target: Path) -> Iterator[Path]:
+def new_directory(target: Path, *, replaces: bool = False) -> Iterator[Path]:
     """Makes the folder `target` in one step out of what the block writes.
 
     Yields a temporary folder beside `target`. When the block ends it is flushed to disk and renamed
     to `target`; when the block raises it is removed. A killed process leaves only the temporary
     folder, whose hidden name `.NAME.partial-…` nothing takes for finished data.
 
+    Args:
+        target: The folder to make; its parents are made too.
+        replaces: Whether a folder that is there already is replaced, when the new one is on disk.
+
     Raises:
-        UserError: `target` is there already and holds something.
+        UserError: `target` is there already and holds something, and is not to be replaced.
     """
     partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
     # Not `tempfile.mkdtemp`: its folders stay closed to everybody else on a shared file system.
@@ -31,11 +35,22 @@ def new_directory(target: Path) -> Iterator[Path]:
     try:
         yield partial
         _flush_tree(partial)
+        old = None
+        if replaces and target.is_dir():
+            old = target.rename(target.with_name(f"{partial.name}-replaced"))
         _rename(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     _flush(target.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def remove_partial_directories(parent: Path) -> None:
+    """Removes what killed processes left of new folders; nobody else may be writing here."""
+    for path in parent.glob(".*.partial-*"):
+        shutil.rmtree(path)
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -3,4 +3,5 @@
 SUCCESS = 0
 FAILURE = 1
 USER_ERROR = 2
-INTERRUPTED = 130
+SIGNALLED = 128  # and the number of the signal
+INTERRUPTED = SIGNALLED + 2

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from msam_scale.config import Config
 from msam_scale.training import Outcome
 
 
-def closing_words(outcome: Outcome, *, config: str) -> str:
-    """Where the results are, how to look at them, what to try next."""
+def closing_words(
+    outcome: Outcome, *, config: Config, source: str, overrides: Sequence[str], num_ranks: int
+) -> str:
+    """Where the results are, how to look at them, what to try next.
+
+    Args:
+        outcome: of the run.
+        config: what ran.
+        source: the config's file.
+        overrides: settings of the command line.
+        num_ranks: W.
+    """
     lines = []
     if not outcome.num_steps_now:
         lines.append(f"Nothing left to train: {outcome.folder} is complete.")
@@ -20,21 +33,29 @@ def closing_words(outcome: Outcome, *, config: str) -> str:
             f"Validation accuracy {evaluation.accuracy:.2%} (loss {evaluation.loss:.4f}, "
             f"{evaluation.samples} samples) after {outcome.num_steps} steps."
         )
-    name = outcome.folder.name
-    lines += [
-        f"Results:      {outcome.folder} (config.yaml, metrics.jsonl, checkpoints)",
-        f"TensorBoard:  {_command('tensorboard')} --logdir {outcome.folder.parent}",
-        f"Curves:       {_command('msam-scale')} report {outcome.folder} --out curves.png",
-        f"Try next:     {_command('msam-scale')} train {config} objective.algorithm=vanilla "
-        f"run.name={name}-vanilla",
-    ]
+    lines.append(f"Results:      {outcome.folder}")
+    if config.monitor.tensorboard:
+        lines.append(
+            f"TensorBoard:  {_call('tensorboard', '--logdir', str(outcome.folder.parent))}"
+        )
+    if config.monitor.jsonl:
+        report = _call("msam-scale", "report", str(outcome.folder), "--out", "curves.png")
+        lines.append(f"Curves:       {report}")
+    if config.objective.algorithm != "vanilla":
+        # Without a perturbation a radius would have no effect; its default says nothing.
+        given = [one for one in overrides if not one.startswith(("run.name=", "objective."))]
+        given += [f"run.name={outcome.folder.name}-vanilla", "objective.algorithm=vanilla"]
+        if config.objective.rho != type(config.objective)().rho:
+            given.append(f"objective.rho={type(config.objective)().rho}")
+        ranks = ["--nproc", str(num_ranks)] if num_ranks > 1 else []
+        lines.append(f"Try next:     {_call('msam-scale', 'train', source, *ranks, *given)}")
     return "\n".join(lines)
 
 
-def _command(name: str) -> str:
+def _call(name: str, *words: str) -> str:
     """How to call a command of this environment: by name where it is active, else by path."""
-    if shutil.which(name) is not None:
-        return name
-    # Not resolved: the interpreter of a virtual environment is a link out of it.
-    path = Path(sys.executable).parent / name
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    if shutil.which(name) is None:
+        # Not resolved: the interpreter of a virtual environment is a link out of it.
+        path = Path(sys.executable).parent / name
+        name = str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+    return shlex.join([name, *words])

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from launch.arguments import add_config_arguments
-from launch.exit_codes import FAILURE, SUCCESS, USER_ERROR
+from launch.exit_codes import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR
 from launch.summary import closing_words
 from msam_scale.errors import NonFiniteError
 from msam_scale.ranks import Ranks, join, leave
@@ -62,10 +62,19 @@ def train_rank(config: str, *, overrides: Sequence[str]) -> int:
         return _fail(ranks, str(error), code=USER_ERROR)
     except NonFiniteError as error:
         return _fail(ranks, str(error), code=FAILURE)
+    except KeyboardInterrupt:
+        return _fail(ranks, "interrupted", code=INTERRUPTED)
     except Exception:
         return _fail(ranks, traceback.format_exc(), code=FAILURE)
     if ranks.is_first:
-        print(closing_words(outcome, config=config), flush=True)
+        words = closing_words(
+            outcome,
+            config=prepared.config,
+            source=config,
+            overrides=overrides,
+            num_ranks=ranks.size,
+        )
+        print(words, flush=True)
     leave()
     return SUCCESS
 
@@ -79,23 +88,29 @@ def _share_cores() -> None:
     # torchrun's name and the deepspeed launcher's.
     local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or "1"
     if "OMP_NUM_THREADS" not in os.environ and local.isdigit():
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // int(local)))
+        torch.set_num_threads(max(1, torch.get_num_threads() // max(1, int(local))))
 
 
 def _prepare_on_all(config: str, *, overrides: Sequence[str], ranks: Ranks) -> PreparedRun:
     """Prepares on every rank; what is wrong on one of them stops all before anything starts."""
-    prepared, message = None, None
+    prepared, message, start = None, None, None
     try:
         prepared = prepare_run(config, overrides=overrides, world_size=ranks.size)
+        start = prepared.folder.resume_from, prepared.train_index.fingerprint
     except UserError as error:
         message = str(error)
-    messages = [message]
+    found = [(message, start)]
     if ranks.world is not None:
-        messages = [None] * ranks.size
-        dist.all_gather_object(messages, message, group=ranks.world)
-    for rank, found in enumerate(messages):
-        if found is not None:
-            raise UserError(found if rank == 0 else f"rank {rank}: {found}")
+        found = [(None, None)] * ranks.size
+        dist.all_gather_object(found, (message, start), group=ranks.world)
+    for rank, (message, start) in enumerate(found):
+        if message is not None:
+            raise UserError(message if rank == 0 else f"rank {rank}: {message}")
+        if start != found[0][1]:
+            raise UserError(
+                f"rank {rank} sees another checkpoint or other data than rank 0: {start} instead "
+                f"of {found[0][1]}; run.dir and data.train must be on a file system that all share"
+            )
     assert prepared is not None
     return prepared
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import islice
+from math import isqrt
 
 from data_pipelines.errors import UserError
 
@@ -41,7 +42,7 @@ class BatchPlan:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is {value!r}; it must be a whole number of at least 1")
         if self.world_size % self.shard_group_size:
-            fitting = _listed(_divisors(self.world_size))
+            fitting = _listed(divisors(self.world_size))
             raise UserError(
                 f"{self.world_size} ranks cannot be cut into shard groups of "
                 f"{self.shard_group_size}; sizes that divide them: {fitting}"
@@ -125,15 +126,17 @@ class BatchPlan:
 
 
 def _group_size(micro_batches: int, world_size: int, shard_group_size: int) -> int:
-    for size in _divisors(world_size):
+    for size in divisors(world_size):
         if size % shard_group_size == 0 and micro_batches % (world_size // size) == 0:
             return size
     raise AssertionError("the whole world is always a group that works: N = 1 divides every m")
 
 
 @cache
-def _divisors(number: int) -> list[int]:
-    return [size for size in range(1, number + 1) if number % size == 0]
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive number, in order."""
+    small = [size for size in range(1, isqrt(number) + 1) if number % size == 0]
+    return sorted({*small, *(number // size for size in small)})
 
 
 def _listed(values: list[int]) -> str:

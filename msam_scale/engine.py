@@ -148,14 +148,15 @@ class Engine:
         """Saves model, optimizer and counters between two steps. Collective.
 
         Args:
-            directory: gets a folder `step-…` and the file `latest` that names it.
+            directory: gets a folder `step-…`, in place of an earlier one of this step, and the
+                file `latest` that names it.
             extra: what else belongs to the run, as JSON; `load_checkpoint` gives it back.
 
         Returns:
             The checkpoint's folder, complete and on disk.
 
         Raises:
-            UserError: a checkpoint of this step is there already.
+            UserError: the file system refuses; what was there is still there.
         """
         return save_checkpoint(self, directory, extra=extra)
 

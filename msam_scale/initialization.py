@@ -12,7 +12,7 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale import ranks as ranks_module
-from msam_scale.batch_plan import BatchPlan
+from msam_scale.batch_plan import BatchPlan, divisors
 from msam_scale.config import Config, load_config
 from msam_scale.config.sections.optimization import OptimizerSection
 from msam_scale.engine import Engine
@@ -123,7 +123,7 @@ def check_batch_norm(model: nn.Module, config: Config, plan: BatchPlan) -> None:
         return
     samples = config.batch.norm_samples or plan.micro_batch_size
     if plan.slice_size % samples:
-        fitting = [n for n in range(1, plan.slice_size + 1) if plan.slice_size % n == 0]
+        fitting = divisors(plan.slice_size)
         raise UserError(
             f"batch.norm_samples: {samples}"
             f"{'' if config.batch.norm_samples else ' (the whole micro-batch, by default)'} "
@@ -132,7 +132,7 @@ def check_batch_norm(model: nn.Module, config: Config, plan: BatchPlan) -> None:
         )
     chunk = config.batch.chunk
     if chunk is not None and chunk % samples:
-        fitting = list(range(samples, plan.slice_size + 1, samples))
+        fitting = [n * samples for n in divisors(plan.slice_size // samples)]
         raise UserError(
             f"batch.chunk: {chunk} is not a multiple of the {samples} samples that batch "
             f"normalization normalises together; values that fit: {', '.join(map(str, fitting))}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from data_pipelines.errors import UserError
 
@@ -36,6 +38,23 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this rank speaks for all."""
         return self.rank == 0
+
+    def on_first(self, work: Callable[[], None]) -> None:
+        """Runs `work` on rank 0; its failure is raised on all ranks, so that none waits for ever.
+
+        Raises:
+            UserError: the work raised one, or the file system refused it.
+        """
+        outcome: list[str | None] = [None]
+        if self.is_first:
+            try:
+                work()
+            except (OSError, SafetensorError, UserError) as error:
+                outcome = [str(error)]
+        if self.world is not None:
+            dist.broadcast_object_list(outcome, src=0, group=self.world)
+        if outcome[0] is not None:
+            raise UserError(outcome[0])
 
     def group_of(self, size: int) -> dist.ProcessGroup | None:
         """The group of `size` consecutive ranks that holds this one; None for this rank alone.

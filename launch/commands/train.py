@@ -8,7 +8,7 @@ import sys
 import uuid
 
 from launch.arguments import add_config_arguments, count
-from launch.exit_codes import FAILURE, SUCCESS
+from launch.exit_codes import FAILURE, SIGNALLED, SUCCESS
 
 NAME = "train"
 HELP = "train from a config, in this process or on several ranks of this machine"
@@ -45,6 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _start_ranks(num_ranks: int, words: list[str]) -> int:
     """Starts the ranks as `torchrun --standalone` does, without its report of a failure."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -60,6 +61,10 @@ def _start_ranks(num_ranks: int, words: list[str]) -> int:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "launch.train", *words)
+    except SignalException as signal:
+        name = signal.sigval.name
+        print(f"msam-scale: ended by {name}; ranks are stopped", file=sys.stderr)
+        return SIGNALLED + signal.sigval
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return failure.exitcode if failure.exitcode > 0 else FAILURE

@@ -48,6 +48,8 @@ def restore_optimizer(
         state.setdefault(parameter_name, {})[key] = tensor
     if unknown := state.keys() - set(names.values()):
         raise UserError(f"{source}: holds the state of {sorted(unknown)[0]}, which is not trained")
+    if state and (missing := _trained(optimizer, names) - state.keys()):
+        raise UserError(f"{source}: lacks the state of {sorted(missing)[0]}")
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     content = optimizer.state_dict()
     content["state"] = {
@@ -56,6 +58,10 @@ def restore_optimizer(
         if names[parameter] in state
     }
     optimizer.load_state_dict(content)
+
+
+def _trained(optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]) -> set[str]:
+    return {names[parameter] for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[torch.Tensor, str]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,6 +23,7 @@ from msam_scale.ranks import Ranks
 
 _MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
 _FORMAT = {"format": "msam_scale checkpoint", "version": 1}
+_PARTS = {"step", "skipped_steps", "optimizer", "config", "extra"}
 
 
 class Checkpointable(Protocol):
@@ -52,15 +52,15 @@ def save_checkpoint(
 
     Args:
         engine: between two steps.
-        directory: gets a folder `step-…` and the file `latest`.
-        extra: what else belongs to the run (JSON), given back by `read_progress`.
+        directory: gets a folder `step-…`, in place of an earlier one of this step, and the file
+            `latest`.
+        extra: what else belongs to the run (JSON), given back by `load_checkpoint`.
 
     Returns:
         The checkpoint's folder, complete and on disk.
 
     Raises:
-        UserError: a checkpoint of this step is there already.
-        OSError: the disk refuses, on all ranks alike.
+        UserError: the file system refuses, on all ranks alike; what was there is still there.
     """
     directory = Path(directory)
     folder = step_folder(directory, engine.num_steps_done)
@@ -70,19 +70,20 @@ def save_checkpoint(
         **_FORMAT,
         "step": engine.num_steps_done,
         "skipped_steps": engine.skipped_steps.state(),
+        "optimizer": type(engine.optimizer).__name__,
         "config": engine.config.to_dict(),
         "extra": dict(extra or {}),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
     }
 
     def write() -> None:
-        with new_directory(folder) as partial:
+        with new_directory(folder, replaces=True) as partial:
             save_file(_unshared(weights), partial / _MODEL)
             save_file(moments, partial / _OPTIMIZER)
             (partial / _PROGRESS).write_text(json.dumps(progress, indent=2), "utf-8")
         mark_latest(directory, folder)
 
-    _on_first_rank(engine, write)
+    engine.ranks.on_first(write)
     return folder
 
 
@@ -101,6 +102,11 @@ def load_checkpoint(engine: Checkpointable, location: str | Path) -> dict[str, A
     """
     folder = find_checkpoint(location)
     progress = read_progress(folder)
+    if progress["optimizer"] != type(engine.optimizer).__name__:
+        raise UserError(
+            f"{folder}: was saved with {progress['optimizer']}, but the engine has "
+            f"{type(engine.optimizer).__name__}; the optimizer of before works"
+        )
     weights = _read_tensors(folder / _MODEL)
     own = engine.module.state_dict()
     _check_names(folder / _MODEL, found=weights, expected=own)
@@ -141,6 +147,8 @@ def read_progress(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read as a checkpoint: {error}") from error
     if not isinstance(progress, dict) or not _FORMAT.items() <= progress.items():
         raise UserError(f"{path}: not a checkpoint of version {_FORMAT['version']}")
+    if missing := _PARTS - progress.keys():
+        raise UserError(f"{path}: damaged: it lacks {', '.join(sorted(missing))}")
     return progress
 
 
@@ -174,17 +182,3 @@ def _check_names(
 def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     # safetensors refuses tensors that share memory and those that are not contiguous.
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
-
-
-def _on_first_rank(engine: Checkpointable, work: Callable[[], None]) -> None:
-    """Runs `work` on rank 0 and gives its failure to all ranks, so that none waits for ever."""
-    outcome: list[Exception | None] = [None]
-    if engine.ranks.is_first:
-        try:
-            work()
-        except (OSError, UserError) as error:
-            outcome = [error]
-    if engine.ranks.world is not None:
-        dist.broadcast_object_list(outcome, src=0)
-    if outcome[0] is not None:
-        raise outcome[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from data_pipelines.errors import UserError
-from msam_scale.batch_plan import BatchPlan
+from msam_scale.batch_plan import BatchPlan, divisors
 from msam_scale.config.check_registry import Check, check
 from msam_scale.config.describe import listed
 from msam_scale.config.problems import Problem
@@ -61,8 +61,9 @@ def plan_checks(*, world_size: int) -> list[Check]:
         except UserError:
             return  # the check above tells
         if slice_size % norm_samples:
-            divisors = [size for size in range(1, slice_size + 1) if slice_size % size == 0]
-            nearest = sorted(sorted(divisors, key=lambda size: abs(size - norm_samples))[:3])
+            nearest = sorted(
+                sorted(divisors(slice_size), key=lambda size: abs(size - norm_samples))[:3]
+            )
             ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
             yield Problem(
                 "batch.norm_samples",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from data_pipelines.errors import UserError
+from msam_scale.monitoring.metric_lines import read_metric_lines
 
 _PANELS = (
     ("train", "loss", "training loss"),
@@ -33,9 +32,9 @@ def draw_curves(runs: Sequence[Path], *, out: Path) -> None:
             "report: draws with matplotlib, which is not installed; pip install msam-scale[plots]"
         ) from error
     figure = Figure(figsize=(4 * len(_PANELS), 3), layout="constrained")
-    if out.suffix.lstrip(".") not in figure.canvas.get_supported_filetypes():
+    if out.suffix.lower().lstrip(".") not in figure.canvas.get_supported_filetypes():
         raise UserError(f"--out: {out} has no format that can be drawn; .png, .svg or .pdf works")
-    lines = {run: _read(run / "metrics.jsonl") for run in runs}
+    lines = {run: read_metric_lines(run / "metrics.jsonl") for run in runs}
     for axes, (split, name, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         for run, values in lines.items():
             points = [
@@ -50,11 +49,7 @@ def draw_curves(runs: Sequence[Path], *, out: Path) -> None:
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(fontsize=8)
-    figure.savefig(out, dpi=150)
-
-
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise UserError(f"{path}: missing; the folder of a run with monitor.jsonl: true works")
-    lines = [line for line in path.read_text("utf-8").splitlines(True) if line.endswith("\n")]
-    return [json.loads(line) for line in lines]
+    try:
+        figure.savefig(out, dpi=150, format=out.suffix.lower().lstrip("."))
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be written: {error.strerror}") from error

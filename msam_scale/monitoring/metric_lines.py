@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, on disk before the next step."""
+"""metrics.jsonl: one JSON object a line, with the system before the next step."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from data_pipelines.durable_files import replace_file
+from data_pipelines.errors import UserError
 
 
 class MetricLines:
@@ -15,8 +17,8 @@ class MetricLines:
 
     def __init__(self, path: Path, *, first_step: int) -> None:
         if path.exists():
-            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step]
-            replace_file(path, "".join(kept).encode())
+            kept = [line for line in read_metric_lines(path) if line["step"] <= first_step]
+            replace_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, values: Mapping[str, float | int | str]) -> None:
@@ -33,6 +35,24 @@ class MetricLines:
         self._file.close()
 
 
-def _whole_lines(path: Path) -> list[str]:
-    # A killed process may leave half a line, always the last and of a step that is done again.
-    return [line for line in path.read_text("utf-8").splitlines(True) if line.endswith("\n")]
+def read_metric_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl.
+
+    A killed process may leave half a line at the end, of a step that is done again: it is left out.
+
+    Raises:
+        UserError: the file is missing, or a line is damaged; names the line.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: missing; the folder of a run with monitor.jsonl: true works")
+    lines = []
+    for number, text in enumerate(path.read_text("utf-8").splitlines(keepends=True), start=1):
+        if not text.endswith("\n"):
+            break
+        try:
+            line = json.loads(text)
+            line["step"], line["epoch"], line["split"]  # what every reader relies on
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: line {number} is damaged: {error}; remove it") from error
+        lines.append(line)
+    return lines

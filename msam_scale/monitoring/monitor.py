@@ -34,9 +34,7 @@ class Monitor:
             self._lines = MetricLines(folder / "metrics.jsonl", first_step=first_step)
         if speaks and section.tensorboard:
             # Hides what an earlier start wrote of steps that are done again.
-            self._board = SummaryWriter(
-                str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None
-            )
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._progress = Progress(
             first_step=first_step, num_steps=num_steps, shown=speaks and section.progress
         )

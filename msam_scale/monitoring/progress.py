@@ -36,7 +36,7 @@ class Progress:
         figures = "  ".join(
             f"{name} {_short(values[name])}"
             for name in ("loss", "accuracy", "lr", "samples_per_second", "skipped_steps")
-            if values.get(name)
+            if values.get(name) is not None and (name != "skipped_steps" or values[name])
         )
         if self._bar is not None:
             if values["split"] == "train":

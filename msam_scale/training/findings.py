@@ -35,7 +35,8 @@ class Findings:
             message = str(error)
             for named in (key, key.partition(".")[0]):
                 message = message.removeprefix(f"{named}: ")
-            source = "command line" if key in self._overridden else self._source
+            overridden = any(f"{one}.".startswith(f"{key}.") for one in self._overridden)
+            source = "command line" if overridden else self._source
             self._problems.append(Problem(key, message, source=source))
 
     def raise_all(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -52,7 +53,7 @@ def run_training(prepared: PreparedRun, *, ranks: Ranks) -> Outcome:
     try:
         return run.train()
     finally:
-        run.monitor.close()
+        run.close()
 
 
 class _Run:
@@ -73,9 +74,9 @@ class _Run:
             self._engine.load_checkpoint(prepared.folder.resume_from)
             self._saved_step = self._engine.num_steps_done
         self._first_step = self._engine.num_steps_done
-        if ranks.is_first:
-            prepared.folder.start(self._config)
-        self.monitor = Monitor(
+        self._lock: IO[bytes] | None = None
+        ranks.on_first(self._start_folder)
+        self._monitor = Monitor(
             self._config,
             folder=prepared.folder.path,
             first_step=self._first_step,
@@ -90,14 +91,14 @@ class _Run:
         engine, config, num_steps = self._engine, self._config, self._prepared.num_steps
         eval_every = config.training.eval_every or self._prepared.steps_per_epoch
         if self._first_step:
-            self.monitor.say(f"resumed after step {self._first_step} of {num_steps}")
+            self._monitor.say(f"resumed after step {self._first_step} of {num_steps}")
         batches = iter(self._loader())
         engine.train()
         while engine.num_steps_done < num_steps:
             learning_rate = engine.learning_rate
             result = engine.train_step(batches)
             self._throughput.count()
-            self.monitor.advance()
+            self._monitor.advance()
             step = engine.num_steps_done
             if step % config.monitor.every == 0 or step == num_steps:
                 self._report(result, learning_rate)
@@ -113,6 +114,15 @@ class _Run:
             num_steps_now=engine.num_steps_done - self._first_step,
             evaluation=self._evaluation,
         )
+
+    def close(self) -> None:
+        """Closes the reports and leaves the run's folder to others."""
+        self._monitor.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _start_folder(self) -> None:
+        self._lock = self._prepared.folder.start(self._config)
 
     def _report(self, result: StepResult, learning_rate: float) -> None:
         ascends = self._config.objective.algorithm != "vanilla"
@@ -139,12 +149,13 @@ class _Run:
             prepare=self._prepare,
             num_workers=self._config.data.workers,
         )
-        self._report_line(
-            "val",
-            loss=self._evaluation.loss,
-            accuracy=self._evaluation.accuracy,
-            samples=self._evaluation.samples,
-        )
+        if self._engine.num_steps_done > self._first_step:  # else an earlier start has reported it
+            self._report_line(
+                "val",
+                loss=self._evaluation.loss,
+                accuracy=self._evaluation.accuracy,
+                samples=self._evaluation.samples,
+            )
         self._throughput.resume()
 
     def _save(self) -> None:
@@ -155,14 +166,15 @@ class _Run:
         extra = {"data_fingerprint": self._prepared.train_index.fingerprint}
         self._engine.save_checkpoint(folder.checkpoints, extra=extra)
         self._saved_step = self._engine.num_steps_done
-        if self._engine.ranks.is_first:
-            prune_checkpoints(folder.checkpoints, keep=self._config.checkpoint.keep)
+        self._engine.ranks.on_first(
+            lambda: prune_checkpoints(folder.checkpoints, keep=self._config.checkpoint.keep)
+        )
         self._throughput.resume()
 
     def _report_line(self, split: str, **figures: float | int) -> None:
         step = self._engine.num_steps_done
         epoch = step / self._prepared.steps_per_epoch
-        self.monitor.report(step=step, epoch=epoch, split=split, **figures)
+        self._monitor.report(step=step, epoch=epoch, split=split, **figures)
 
     def _loader(self) -> MicroBatchLoader:
         plan, rank = self._engine.plan, self._engine.ranks.rank

@@ -34,6 +34,9 @@ MISTAKES = {
     "objective.ascent=asam": ["objective.ascent", "asam", "sam"],
     "precision=float16": ["precision", "float16", "bfloat16"],
     "sharding.strategy=zero3": ["sharding.strategy", "zero3", "replicated"],
+    "run.dir=small.yaml": ["run.name", "small.yaml"],
+    "run.dir=/proc/nothing": ["/proc/nothing"],
+    "batch.size=4000000000 batch.norm_samples=3": ["batch.norm_samples"],
     "checkpoint.resume=nowhere": ["checkpoint.resume", "nowhere"],
     "objective.rho=-1 model.name=wrn-11-1 optimizer.lr=0": ["objective.rho", "optimizer.lr"],
     "model.name=wrn-11-1 data.val=nowhere optimizer.name=sdg": [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +89,7 @@ SPLITS = ("train", "val")
 def test_switched_off_reports_are_not_written(config: str) -> None:
     train(config, "monitor.jsonl=false", "monitor.tensorboard=false", "training.steps=1")
     assert sorted(path.name for path in Path("runs/small").iterdir()) == [
+        ".lock",
         "checkpoints",
         "config.yaml",
     ]
@@ -152,6 +156,73 @@ def test_a_run_is_not_continued_with_another_result(
     assert "checkpoint.resume: never" in capsys.readouterr().err
     assert Path("runs/small/metrics.jsonl").read_text() == before
     train(config, "training.steps=2", "batch.chunk=16", "data.workers=1")
+
+
+def test_a_folder_is_trained_in_by_one_process_at_a_time(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config, "training.steps=1", "checkpoint.every=1")
+    with Path("runs/small/.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["train", config, "training.steps=1"]) == 2
+    assert "another process" in capsys.readouterr().err
+    train(config, "training.steps=1")
+
+
+def test_a_kill_between_a_checkpoint_and_its_mark_loses_nothing(config: str) -> None:
+    words = ("checkpoint.every=2", "checkpoint.keep=9", "training.steps=6")
+    train(config, "run.name=whole", *words)
+    train(config, "run.name=killed", *words)
+    folder = Path("runs/killed/checkpoints")
+    (folder / "latest").write_text("step-00000002\n")
+    (folder / ".step-00000004.partial-dead").mkdir()
+    train(config, "run.name=killed", *words)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "latest",
+        "step-00000002",
+        "step-00000004",
+        "step-00000006",
+    ]
+    path = "checkpoints/step-00000006/model.safetensors"
+    assert Path("runs/killed", path).read_bytes() == Path("runs/whole", path).read_bytes()
+
+
+def test_an_interrupted_run_without_a_checkpoint_is_not_mixed_with_another(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config, "training.steps=2")
+    shutil.rmtree("runs/small/checkpoints")
+    assert main(["train", config, "training.steps=2", "run.seed=7"]) == 2
+    assert "run.seed was 0 and is now 7" in capsys.readouterr().err
+    train(config, "training.steps=2")
+    board = EventAccumulator("runs/small/tensorboard")
+    board.Reload()
+    assert [event.step for event in board.Scalars("loss/train")] == [2]
+    assert [line["step"] for line in metric_lines("small")] == [2, 2]
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config, "training.steps=1")
+    path = "runs/small/checkpoints/step-00000001/progress.json"
+    Path(path).write_text(Path(path).read_text().replace('"SGD"', '"AdamW"'))
+    assert main(["train", config, "training.steps=1"]) == 2
+    assert "was saved with AdamW" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_ranks_with_one_line(sent: signal.Signals, config: str) -> None:
+    words = ["--nproc", "2", "training.steps=100000", "monitor.every=1"]
+    command = [sys.executable, "-m", "launch.cli", "train", config, *words]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "step 1/" in process.stderr.readline()
+        process.send_signal(sent)
+        rest = process.stderr.read()
+    assert process.returncode == 128 + sent
+    assert f"ended by {sent.name}" in rest
+    assert "Traceback" not in rest
 
 
 def test_only_the_newest_checkpoints_are_kept(config: str) -> None:

@@ -56,8 +56,9 @@ class TrainingSection(Section):
     """The training loop."""
 
     epochs: Count | None = None
-    """Length of the training in passes over the training data. Give this or `training.steps`, not
-    both; training from the command line needs one of them."""
+    """Length of the training in epochs: as many steps as there are whole mini-batches, the samples
+    left over being others each epoch. Give this or `training.steps`, not both; training from the
+    command line needs one of them."""
 
     steps: Count | None = None
     """Length of the training in optimizer steps. Give this or `training.epochs`, not both; training

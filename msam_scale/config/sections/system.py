@@ -48,8 +48,8 @@ class CheckpointSection(Section):
 
     resume: Text = "auto"
     """What a start does with earlier checkpoints: `auto`, the default, goes on from the run's
-    newest one if there is any, `never` starts afresh, and anything else is the path of the
-    checkpoint to start from."""
+    newest one if there is any, `never` refuses a folder that holds a run, and anything else is
+    the path of the checkpoint to start from."""
 
 
 class MonitorSection(Section):
@@ -68,4 +68,5 @@ class MonitorSection(Section):
     plots and comparisons of runs read it."""
 
     progress: bool = True
-    """Show a progress bar on the terminal of the first rank. On by default."""
+    """Show progress on the first rank's stderr: a bar on a terminal, a line a report elsewhere. On
+    by default."""
