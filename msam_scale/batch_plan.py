@@ -91,7 +91,13 @@ class BatchPlan:
         return range(start, start + self.slice_size)
 
     def positions(self, rank: int) -> list[int]:
-        """Positions in the mini-batch that `rank` supplies, in the order `train_step` expects."""
+        """Positions in the mini-batch that `rank` supplies, in the order `train_step` expects.
+
+        Raises:
+            UserError: there is no such rank.
+        """
+        if not 0 <= rank < self.world_size:
+            raise UserError(f"rank {rank} is not one of 0 … {self.world_size - 1}")
         turns = range(self.sequential)
         return [position for turn in turns for position in self.slice_positions(rank, turn)]
 

@@ -61,6 +61,7 @@ class Engine:
         self._sharding = sharding
         self._learning_rate_fraction = learning_rate_fraction
         self._peak_learning_rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._learning_rates = list(self._peak_learning_rates)
         self._objective = Objective(
             ascent=None
             if config.objective.algorithm == "vanilla"
@@ -118,9 +119,7 @@ class Engine:
             NonFiniteError: `objective.max_skipped_steps` steps in a row were skipped.
         """
         step = self.num_steps_done
-        fraction = self._learning_rate_fraction(step)
-        for group, peak in zip(self.optimizer.param_groups, self._peak_learning_rates, strict=True):
-            group["lr"] = peak * fraction
+        self._set_learning_rates(self._learning_rate_fraction(step))
         self._context.begin_step(step)
         self._generators.begin_step(step)
         run_step(
@@ -137,6 +136,17 @@ class Engine:
         result = self._summary.result()
         self.skipped_steps.count(self._summary.skip)
         return result
+
+    def _set_learning_rates(self, fraction: float) -> None:
+        groups = self.optimizer.param_groups
+        if [group["lr"] for group in groups] != self._learning_rates:
+            raise UserError(
+                "a learning rate of engine.optimizer was changed from outside: the config's "
+                "schedule sets it at every step; change the schedule, and use no other scheduler"
+            )
+        self._learning_rates = [peak * fraction for peak in self._peak_learning_rates]
+        for group, rate in zip(groups, self._learning_rates, strict=True):
+            group["lr"] = rate
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         """Parameters and buffers, unsharded, original names, full precision, as CPU tensors."""

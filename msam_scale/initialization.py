@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale import ranks as ranks_module
 from msam_scale.batch_plan import BatchPlan, divisors
 from msam_scale.config import Config, load_config
-from msam_scale.config.sections.optimization import OptimizerSection
 from msam_scale.engine import Engine
 from msam_scale.layers import stateless_random
 from msam_scale.layers.install import has_batch_norm
 from msam_scale.losses import default_loss
-from msam_scale.optimization import (
-    build_optimizer,
-    build_schedule,
-    optimizer_arguments,
-    optimizer_class,
+from msam_scale.model_checks import check_model, check_ranks_agree
+from msam_scale.optimization import build_schedule
+from msam_scale.optimization.from_config import (
+    OptimizerSource,
+    optimizer_builder,
+    say_what_is_unused,
 )
 from msam_scale.passes import LossFunction
 from msam_scale.precision import convert_model
 from msam_scale.sharding import STRATEGIES, ShardingRequest
-
-_logger = logging.getLogger("msam_scale")
-
-_OPTIMIZER_ARGUMENTS = ("lr", "momentum", "weight_decay", "args")
-
-OptimizerSource = type[torch.optim.Optimizer] | Callable[[Any], torch.optim.Optimizer]
 
 
 def initialize(
@@ -56,21 +48,25 @@ def initialize(
         loss_fn: `loss_fn(model, batch)` returns the mean loss of the samples given; by default
             cross-entropy with the configured label smoothing for `(inputs, labels)`, and
             `model(**batch).loss` for a dict.
-        optimizer: an optimizer class, which takes the config's `optimizer` section, or a function
-            of the parameters, which goes before that section; by default `optimizer.name` of
-            torch.optim.
+        optimizer: an optimizer class, which takes the config's `optimizer` section, or an
+            optimizer or a function of the parameters, which go before that section; by default
+            `optimizer.name` of torch.optim.
         num_steps: optimizer steps of the whole run, for schedules; default `training.steps`.
 
     Raises:
         UserError: the config or the model cannot be trained as asked; says what would work.
     """
     stateless_random.check_torch()
+    check_model(model)
+    if loss_fn is not None and not callable(loss_fn):
+        raise UserError(f"loss_fn: {loss_fn!r} is not a function of (model, batch)")
     ranks = ranks_module.join()
     settings = load_config(config, world_size=ranks.size)
     plan = batch_plan(settings, world_size=ranks.size)
     check_batch_norm(model, settings, plan)
     if ranks.is_first:
-        _say_what_is_unused(settings, optimizer)
+        say_what_is_unused(settings, optimizer)
+    check_ranks_agree(model, settings, ranks=ranks)
     precision = convert_model(model, name=settings.precision, device=ranks.device)
     sharding = STRATEGIES[settings.sharding.strategy](
         ShardingRequest(
@@ -92,7 +88,7 @@ def initialize(
         learning_rate_fraction=build_schedule(
             settings.schedule.name,
             warmup=settings.schedule.warmup,
-            num_steps=num_steps or settings.training.steps,
+            num_steps=settings.training.steps if num_steps is None else num_steps,
         ),
     )
 
@@ -136,40 +132,4 @@ def check_batch_norm(model: nn.Module, config: Config, plan: BatchPlan) -> None:
         raise UserError(
             f"batch.chunk: {chunk} is not a multiple of the {samples} samples that batch "
             f"normalization normalises together; values that fit: {', '.join(map(str, fitting))}"
-        )
-
-
-def optimizer_builder(
-    config: Config, source: OptimizerSource | None = None
-) -> Callable[[Any], torch.optim.Optimizer]:
-    """What makes the optimizer of the parameters it is given.
-
-    Raises:
-        UserError: the config's optimizer does not exist or would not take its arguments.
-    """
-    section = config.optimizer
-    if source is not None and not isinstance(source, type):
-        return source
-    cls = source or optimizer_class(section.name)
-    arguments = {
-        "lr": section.lr,
-        "momentum": section.momentum,
-        "weight_decay": section.weight_decay,
-        **section.args,
-    }
-    checked = optimizer_arguments(cls, arguments)
-    return lambda parameters: build_optimizer(parameters, cls=cls, arguments=checked)
-
-
-def _say_what_is_unused(config: Config, source: OptimizerSource | None) -> None:
-    """As with deepspeed.initialize, an optimizer that is passed goes before the config's."""
-    if source is None:
-        return
-    names = ["name"] if isinstance(source, type) else ["name", *_OPTIMIZER_ARGUMENTS]
-    default = OptimizerSection()
-    unused = [n for n in names if getattr(config.optimizer, n) != getattr(default, n)]
-    if unused:
-        _logger.warning(
-            "The optimizer given to initialize goes before the config's: %s not used.",
-            ", ".join(f"optimizer.{name}" for name in unused),
         )

@@ -93,3 +93,8 @@ def _check_loss(loss: Any) -> None:
             f"loss_fn returned a {type(loss).__name__}{shape}; it must return the mean loss of the "
             "samples as a tensor without dimensions"
         )
+    if not loss.requires_grad:
+        raise UserError(
+            "loss_fn returned a loss without a gradient: it must be computed from the model's "
+            "parameters, outside torch.no_grad(), and not be detached"
+        )

@@ -44,6 +44,10 @@ def convert_model(model: nn.Module, *, name: str, device: torch.device) -> Preci
     for key, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
+        if parameter.is_meta or isinstance(parameter, nn.UninitializedParameter):
+            raise UserError(f"{key} has no values yet; initialise the model, or run it once, first")
+        if parameter.dtype.is_complex:
+            raise UserError(f"{key} is {_short(parameter.dtype)}; real parameters work")
         if parameter.dtype not in (torch.float32, torch.float64):
             raise UserError(
                 f"{key} is {_short(parameter.dtype)}: without a float32 copy the perturbation "

@@ -41,7 +41,7 @@ class StepSummary:
 
     def add_loss(self, loss: torch.Tensor, *, num_samples: int) -> None:
         """Counts the mean loss of so many samples at w."""
-        self._values[_LOSS] += loss.detach() * (num_samples / self._plan.batch_size)
+        self._values[_LOSS] += loss.detach().double() * (num_samples / self._plan.batch_size)
 
     def add_ascent_norm(self, norm: torch.Tensor) -> None:
         """Counts ‖g_j‖₂, which every rank of the perturbation group reports."""

@@ -128,7 +128,7 @@ class Counting(nn.Module):
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_forward_that_writes_to_a_buffer_is_refused(in_place: bool) -> None:
     engine = _engine(_model(nn.Identity(), Counting(in_place=in_place)), micro_batches=4)
-    with pytest.raises(UserError, match=r"2\.count: the model writes to this buffer"):
+    with pytest.raises(UserError, match=r"2\.count: the model writes to it"):
         engine.train_step(mini_batch(0))
 
 

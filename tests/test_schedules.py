@@ -88,3 +88,14 @@ def test_a_length_is_asked_for_where_it_is_needed() -> None:
 def test_a_warmup_as_long_as_the_run_is_refused(warmup: int) -> None:
     with pytest.raises(UserError, match=rf"schedule\.warmup: {warmup} leaves nothing of 10 steps"):
         build_schedule("cosine", warmup=warmup, num_steps=10)
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize(("warmup", "num_steps"), [(0.1, 25), (0.05, 10), (0.33, 7)])
+def test_a_fractional_warmup_never_passes_the_peak(
+    name: str, warmup: float, num_steps: int
+) -> None:
+    schedule = build_schedule(name, warmup=warmup, num_steps=num_steps)
+    fractions = [schedule(step) for step in range(num_steps)]
+    assert all(0 <= fraction <= 1 for fraction in fractions)
+    assert max(fractions) > 0.9

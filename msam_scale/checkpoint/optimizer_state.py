@@ -61,7 +61,8 @@ def restore_optimizer(
 
 
 def _trained(optimizer: torch.optim.Optimizer, names: Mapping[torch.Tensor, str]) -> set[str]:
-    return {names[parameter] for group in optimizer.param_groups for parameter in group["params"]}
+    parameters = (parameter for group in optimizer.param_groups for parameter in group["params"])
+    return {names[parameter] for parameter in parameters if parameter.requires_grad}
 
 
 def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[torch.Tensor, str]:

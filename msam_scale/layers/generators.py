@@ -35,7 +35,7 @@ class Generators:
 
         Not the whole step: the caller's iterator over micro-batches draws from its own states.
         """
-        key = stateless_random.fold_in(self._step_key, first_position).view(torch.int64)
+        key = stateless_random.fold_in(self._step_key, first_position)
         seed = int(key[0])  # a CPU tensor: nothing waits for a device
         kind = self._devices[0].type if self._devices else "cuda"
         with torch.random.fork_rng(devices=self._devices, device_type=kind):

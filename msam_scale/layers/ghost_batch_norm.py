@@ -24,8 +24,9 @@ class GhostNormalization(_BatchNorm):
     sums: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None
 
     def applies(self) -> bool:
-        """Whether this call is in one of the engine's passes and not frozen by `eval()`."""
-        return self.pass_context.active and self.training
+        """Whether this call is in one of the engine's passes and normalises by the batch."""
+        by_batch = self.training or self.running_mean is None
+        return self.pass_context.active and by_batch
 
     def normalised(self, inputs: torch.Tensor) -> torch.Tensor:
         """Normalises (samples, channels, …) by the statistics of each ghost batch.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import weakref
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -10,6 +13,11 @@ from msam_scale.layers.ghost_batch_norm import GHOST_CLASSES, GhostNormalization
 from msam_scale.layers.keyed_dropout import KEYED_CLASSES, KeyedMask
 from msam_scale.layers.pass_context import PassContext
 from msam_scale.layers.running_statistics import RunningStatistics
+
+_logger = logging.getLogger("msam_scale")
+
+# Whose passes a model's layers obey, also where it has no layer of ours to tell.
+_owners: weakref.WeakKeyDictionary[nn.Module, PassContext] = weakref.WeakKeyDictionary()
 
 LAYER_CLASSES: dict[type[nn.Module], type[nn.Module]] = {**KEYED_CLASSES, **GHOST_CLASSES}
 
@@ -30,9 +38,13 @@ def install_layers(model: nn.Module, context: PassContext) -> RunningStatistics:
     Raises:
         UserError: the model holds a batch norm whose statistics would depend on the layout.
     """
+    if (earlier := _owners.get(model)) is not None:
+        earlier.superseded = True
+    _owners[model] = context
     keyed: list[KeyedMask] = []
     ghosts: list[GhostNormalization] = []
     for name, module in model.named_modules():
+        _check_module(name, module)
         if isinstance(module, KeyedMask | GhostNormalization):
             module.pass_context.superseded = True  # an earlier engine's, or a copy of it
         else:
@@ -43,10 +55,31 @@ def install_layers(model: nn.Module, context: PassContext) -> RunningStatistics:
         elif isinstance(module, GhostNormalization):
             module.pass_context, module.sums = context, None
             ghosts.append(module)
-        elif isinstance(module, _BatchNorm):
-            supported = ", ".join(sorted(c.__name__ for c in GHOST_CLASSES))
-            raise UserError(
-                f"{name}: {type(module).__name__} would tie the result to the layout; "
-                f"ghost batch normalization is available for {supported}"
-            )
     return RunningStatistics(ghosts)
+
+
+def _check_module(name: str, module: nn.Module) -> None:
+    """Refuses, or speaks of, layers that would tie the result to the layout."""
+    if isinstance(module, _BatchNorm) and not (
+        isinstance(module, GhostNormalization) or type(module) in GHOST_CLASSES
+    ):
+        supported = ", ".join(sorted(cls.__name__ for cls in GHOST_CLASSES))
+        raise UserError(
+            f"{name}: {type(module).__name__} would tie the result to the layout; "
+            f"ghost batch normalization is available for {supported}"
+        )
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.max_norm is not None:
+        raise UserError(
+            f"{name}: max_norm: {module.max_norm} rescales the weights in the forward, differently "
+            "on each rank; an embedding without max_norm works"
+        )
+    if (
+        isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer)
+        and not module.self_attn.batch_first
+        and module.dropout.p > 0
+    ):
+        _logger.warning(
+            "%s takes (tokens, samples, …): its dropout masks are keyed by the first dimension, so "
+            "they change with the layout; batch_first=True keeps them independent of it.",
+            name,
+        )

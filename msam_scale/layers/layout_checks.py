@@ -23,20 +23,20 @@ def watched_forward(model: nn.Module, generators: Generators, *, speaks: bool) -
     masks are keyed by slice, so they change with `batch.chunk` and the number of ranks.
 
     Raises:
-        UserError: the forward writes to a buffer, which would then depend on how many forwards a
-            rank does.
+        UserError: the forward writes to a buffer or a parameter, which would then depend on how
+            many forwards a rank does. A write that only later forwards do is not seen.
     """
-    buffers = dict(model.named_buffers())
-    versions = {name: buffer._version for name, buffer in buffers.items()}
+    held = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    versions = {name: tensor._version for name, tensor in held.items()}
     states = generators.states()
     yield
-    after = dict(model.named_buffers())
-    for name, buffer in buffers.items():
-        if after.get(name) is not buffer or buffer._version != versions[name]:
+    after = {**dict(model.named_buffers()), **dict(model.named_parameters())}
+    for name, tensor in held.items():
+        if after.get(name) is not tensor or tensor._version != versions[name]:
             raise UserError(
-                f"{name}: the model writes to this buffer in its forward, so its value would "
-                "depend on chunks and ranks; only batch normalization's running statistics are "
-                "kept independent of them"
+                f"{name}: the model writes to it in its forward, so its value would depend on "
+                "chunks and ranks; only batch normalization's running statistics are kept "
+                "independent of them"
             )
     drew = any(
         not torch.equal(before, after)

@@ -2,7 +2,7 @@
 
 The only file that uses `torch.func._random`, which torch calls experimental. `check_torch` compares
 it with known values, so another torch that draws other numbers stops the run instead of changing
-its masks.
+its masks. Keys are the bits of torch's uint64 keys held as int64, which pickles and adds.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ _KNOWN_NUMBERS = (0.7829461097717285, 0.07469499111175537)
 
 
 def key(seed: int, *, device: torch.device) -> torch.Tensor:
-    """A key, uint64 of shape (2,), from a whole number in [0, 2**64)."""
-    return torch_random.key(seed, device=device)
+    """A key, int64 of shape (2,), from a whole number in [0, 2**64)."""
+    return torch_random.key(seed, device=device).view(torch.int64)
 
 
 def fold_in(parent: torch.Tensor, number: int) -> torch.Tensor:
     """The child key of `parent` with this number, which may be any integer of 64 bits."""
-    return torch_random.fold_in(parent, number)
+    return torch_random.fold_in(parent.view(torch.uint64), number).view(torch.int64)
 
 
 def keys_of_positions(parent: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """One key for each int64 position in [0, 2**31): uint64 of shape (len(positions), 2)."""
-    seed = parent.view(torch.int64)[:1].expand(len(positions))
-    return torch.stack((seed, positions << _POSITION_SHIFT), dim=1).view(torch.uint64)
+    """One key for each int64 position in [0, 2**31): int64 of shape (len(positions), 2)."""
+    seed = parent[:1].expand(len(positions))
+    return torch.stack((seed, positions << _POSITION_SHIFT), dim=1)
 
 
 def uniform(keys: torch.Tensor, numbers_per_key: int) -> torch.Tensor:
     """float32 in [0, 1) of shape (len(keys), numbers_per_key); row i depends on keys[i] alone."""
     numbers = torch.empty(len(keys), numbers_per_key, device=keys.device)
-    return torch_random.uniform_(keys.unsqueeze(1), numbers)
+    return torch_random.uniform_(keys.view(torch.uint64).unsqueeze(1), numbers)
 
 
 @cache

@@ -28,19 +28,22 @@ def _by_name() -> dict[str, type[torch.optim.Optimizer]]:
     }
 
 
-def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """The class of `torch.optim` with this name in any case.
+def optimizer_class(name: str | type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
+    """The class of `torch.optim` with this name in any case, or the class itself.
 
     Raises:
         UserError: torch has no such optimizer, or it cannot be driven by gradients alone.
     """
-    if name.lower() in _UNUSABLE:
+    plain = name.lower() if isinstance(name, str) else name.__name__.lower()
+    if plain in _UNUSABLE:
         raise UserError(
-            f"optimizer.name: {name!r} needs closures or sparse gradients; choose one of "
+            f"optimizer.name: {plain!r} needs closures or sparse gradients; choose one of "
             f"{', '.join(sorted(_by_name()))}"
         )
+    if isinstance(name, type):
+        return name
     try:
-        return lookup(_by_name(), name.lower(), kind="optimizer")
+        return lookup(_by_name(), plain, kind="optimizer")
     except UserError as error:
         raise UserError(f"optimizer.name: {error}") from None
 

@@ -40,20 +40,20 @@ def _one_cycle(step: int, warmup: float, total: int) -> float:
 def _cosine(step: int, warmup: float, total: int) -> float:
     """Linear warm-up, then half a cosine to zero, which the step after the last would have."""
     if step < warmup:
-        return (step + 1) / warmup
+        return min((step + 1) / warmup, 1.0)
     return _cosine_between(1.0, 0.0, (step - warmup) / (total - warmup))
 
 
 def _linear(step: int, warmup: float, total: int) -> float:
     """Linear warm-up, then a line to zero, which the step after the last would have."""
     if step < warmup:
-        return (step + 1) / warmup
+        return min((step + 1) / warmup, 1.0)
     return max(total - step, 0.0) / (total - warmup)
 
 
 def _constant(step: int, warmup: float, _total: int) -> float:
     """Linear warm-up, then 1."""
-    return (step + 1) / warmup if step < warmup else 1.0
+    return min((step + 1) / warmup, 1.0) if step < warmup else 1.0
 
 
 def _cosine_between(start: float, end: float, progress: float) -> float:
@@ -82,6 +82,8 @@ def build_schedule(
         UserError: the schedule or a fractional warm-up needs `num_steps`, or the warm-up is as
             long as the run.
     """
+    if num_steps is not None and num_steps < 1:
+        raise UserError(f"num_steps: {num_steps} is not positive; the steps of the whole run work")
     schedule = SCHEDULES[name]
     fractional = isinstance(warmup, float) and warmup > 0
     if num_steps is None and (schedule.needs_end or fractional):

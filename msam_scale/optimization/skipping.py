@@ -11,11 +11,14 @@ def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
     """Steps the optimizer where `skip`, a bool scalar on the device, is false.
 
     torch's fused optimizers read a flag named `found_inf` on the device, the protocol that
-    `torch.amp.GradScaler` uses. Others need the value on the host, as does the first step of a
-    fused one: a skipped first step would leave SGD's momentum buffers uninitialised.
+    `torch.amp.GradScaler` uses. Others need the value on the host, as does the first step of one
+    that makes its state then: skipped on the device, it would leave SGD's momentum uninitialised.
     """
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-    if fused and len(optimizer.state):
+    stateless = isinstance(optimizer, torch.optim.SGD) and not any(
+        group["momentum"] for group in optimizer.param_groups
+    )
+    if fused and (optimizer.state or stateless):
         optimizer.found_inf = skip.to(torch.float32)  # type: ignore[attr-defined]
         optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.step()

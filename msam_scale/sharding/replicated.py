@@ -31,7 +31,9 @@ class ReplicatedSharding:
     def __init__(self, request: ShardingRequest, *, bucket_bytes: int = BUCKET_BYTES) -> None:
         self._model = request.model
         # Tied weights are one parameter and appear once.
-        self._parameters = [p for p in request.model.parameters() if p.requires_grad]
+        self._all_parameters = list(request.model.parameters())
+        self._trained = [p.requires_grad for p in self._all_parameters]
+        self._parameters = [p for p in self._all_parameters if p.requires_grad]
         if not self._parameters:
             raise UserError("the model has no trainable parameter: every requires_grad is False")
         self._world = request.ranks.world
@@ -52,7 +54,13 @@ class ReplicatedSharding:
         return [parameter.data for parameter in self._parameters]
 
     def begin_step(self) -> None:
-        """Clears the accumulator."""
+        """Clears the accumulator.
+
+        Raises:
+            UserError: a parameter was frozen or unfrozen since the engine was made.
+        """
+        if [p.requires_grad for p in self._all_parameters] != self._trained:
+            raise UserError("parameters were frozen or unfrozen since initialize; call it again")
         self._accumulator.flat.zero_()
 
     @contextmanager
@@ -82,8 +90,8 @@ class ReplicatedSharding:
         weights = self.weights()
         views = self.ascent_gradient.views
         torch._foreach_add_(views, weights)
-        self._point_at(views)
         try:
+            self._point_at(views)
             yield
         finally:
             self._point_at(weights)
@@ -107,6 +115,12 @@ class ReplicatedSharding:
     def full_state_dict(self) -> dict[str, torch.Tensor]:
         """The model's own state dict, copied to the CPU."""
         state = self._model.state_dict()
+        for name, value in state.items():
+            if not isinstance(value, torch.Tensor):
+                raise UserError(
+                    f"{name}: the model's extra state is a {type(value).__name__}; "
+                    "only tensors can be saved"
+                )
         return {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
 
     def _make_dense(self) -> None:
@@ -121,8 +135,8 @@ class ReplicatedSharding:
         for tensor in (*self._model.parameters(), *self._model.buffers()):
             # Backends read memory in order and know few types: they get contiguous bytes.
             whole = tensor.detach().contiguous()
-            dist.broadcast(whole.flatten().view(torch.uint8), src=0, group=self._world)
-            if not torch.equal(whole, tensor):
+            dist.broadcast(_bytes(whole), src=0, group=self._world)
+            if not torch.equal(_bytes(whole), _bytes(tensor)):
                 tensor.detach().copy_(whole)
 
     @contextmanager
@@ -155,3 +169,7 @@ class ReplicatedSharding:
             parameter.data = tensor
         # Inside a caller's own autocast the narrow copies of the old weights would live on.
         torch.clear_autocast_cache()
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().contiguous().flatten().view(torch.uint8)

@@ -13,9 +13,10 @@ from data_pipelines.errors import UserError
 from msam_scale.ascent import ascent_rule
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config, load_config
-from msam_scale.initialization import batch_plan, check_batch_norm, optimizer_builder
+from msam_scale.initialization import batch_plan, check_batch_norm
 from msam_scale.models import ModelRequest, build_model, check_model_name
 from msam_scale.optimization import build_schedule
+from msam_scale.optimization.from_config import optimizer_builder
 from msam_scale.training.findings import Findings
 from msam_scale.training.run_folder import RunFolder
 
