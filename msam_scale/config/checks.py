@@ -138,7 +138,7 @@ def _training_data_is_named(*, train: str | None) -> Iterator[Problem]:
 @check(_FOR_TRAINING, lr="optimizer.lr")
 def _learning_rate_is_given(*, lr: float | None) -> Iterator[Problem]:
     if lr is None:
-        yield Problem("optimizer.lr", "is missing, and training needs it; a number > 0 works")
+        yield Problem("optimizer.lr", "is missing, and training needs it; a number ≥ 0 works")
 
 
 @check(_FOR_TRAINING, epochs="training.epochs", steps="training.steps")

@@ -40,7 +40,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"model.name": ""}, "model.name", "empty"),
     ({"model.args": [1]}, "model.args", "[1] is a list; a mapping works"),
     ({"data.cache_limit": 5}, "data.cache_limit", "without data.cache_dir"),
-    ({"optimizer.lr": 0}, "optimizer.lr", "not above 0"),
+    ({"optimizer.lr": -1}, "optimizer.lr", "below 0"),
     ({"optimizer.momentum": 1}, "optimizer.momentum", "not below 1"),
     ({"schedule.warmup": 1.0}, "schedule.warmup", "a whole number"),
     ({"schedule.warmup": 10, "training.steps": 10}, "schedule.warmup", "at most 9"),

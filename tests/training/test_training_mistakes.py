@@ -38,7 +38,7 @@ MISTAKES = {
     "run.dir=/proc/nothing": ["/proc/nothing"],
     "batch.size=4000000000 batch.norm_samples=3": ["batch.norm_samples"],
     "checkpoint.resume=nowhere": ["checkpoint.resume", "nowhere"],
-    "objective.rho=-1 model.name=wrn-11-1 optimizer.lr=0": ["objective.rho", "optimizer.lr"],
+    "objective.rho=-1 model.name=wrn-11-1 optimizer.lr=-1": ["objective.rho", "optimizer.lr"],
     "model.name=wrn-11-1 data.val=nowhere optimizer.name=sdg": [
         "3 problems",
         "model.name",

@@ -8,8 +8,6 @@ from pydantic import Field
 
 from msam_scale.config.sections.base import Arguments, Count, Section, Text
 
-Positive = Annotated[float, Field(gt=0)]
-
 
 class OptimizerSection(Section):
     """The optimizer that takes the averaged gradient."""
@@ -18,9 +16,10 @@ class OptimizerSection(Section):
     """Name of the optimizer, for example `sgd` or `adamw`. `sgd` by default, as in the paper's
     image experiments."""
 
-    lr: Positive | None = None
-    """Learning rate at the top of the schedule. Training from the command line needs it, because no
-    value suits every model; `null` leaves it to the optimizer's own default."""
+    lr: Annotated[float, Field(ge=0)] | None = None
+    """Learning rate at the top of the schedule; 0 leaves the weights as they are. Training from the
+    command line needs it, because no value suits every model; `null` leaves it to the optimizer's
+    own default."""
 
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Momentum coefficient, for optimizers that have one. `null`, the default, leaves it to the
@@ -30,7 +29,7 @@ class OptimizerSection(Section):
     """Weight decay coefficient in the optimizer's own sense: added to the gradient by `sgd`,
     decoupled from it in `adamw`. `null`, the default, leaves it to the optimizer's own default."""
 
-    clip_norm: Positive | None = None
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
     """Largest 2-norm of the averaged gradient over all parameters; a longer one is scaled down to
     it before the optimizer steps. `null`, the default: no clipping."""
 
