@@ -122,7 +122,7 @@ class Engine:
         self._set_learning_rates(self._learning_rate_fraction(step))
         self._context.begin_step(step)
         self._generators.begin_step(step)
-        run_step(
+        result = run_step(
             self._micro_batches(batch),
             objective=self._objective,
             plan=self.plan,
@@ -130,11 +130,9 @@ class Engine:
             passes=self._passes,
             summary=self._summary,
             clip_norm=self.config.optimizer.clip_norm,
-            update=self._sharding.apply,
         )
         self.num_steps_done += 1
-        result = self._summary.result()
-        self.skipped_steps.count(self._summary.skip)
+        self.skipped_steps.count(result.skip)
         return result
 
     def _set_learning_rates(self, fraction: float) -> None:

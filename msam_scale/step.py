@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-
-import torch
 
 from msam_scale.ascent import AscentRule
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.micro_batch import MicroBatch
 from msam_scale.passes import Passes
 from msam_scale.sharding.interface import Sharding
-from msam_scale.step_summary import StepSummary
+from msam_scale.step_summary import StepResult, StepSummary
 
 
 @dataclass(frozen=True)
@@ -32,12 +30,8 @@ def run_step(
     passes: Passes,
     summary: StepSummary,
     clip_norm: float | None,
-    update: Callable[[torch.Tensor], None],
-) -> None:
-    """Adds up the (perturbed) gradients of this rank's micro-batches, reduces and applies them.
-
-    `update` receives whether to skip, a bool scalar on the device that is equal on all ranks.
-    """
+) -> StepResult:
+    """Adds up the (perturbed) gradients of this rank's micro-batches, reduces and applies them."""
     sharding.begin_step()
     summary.begin_step()
     for micro_batch in micro_batches:
@@ -58,7 +52,8 @@ def run_step(
             passes.run(micro_batch, divisor=plan.batch_size, at_weights=False)
     summary.reduce()
     gradient_norm = sharding.gradient_norm()
-    skip = summary.finish_step(gradient_norm)
+    result = summary.finish_step(gradient_norm)
     if clip_norm is not None:
         sharding.clip(clip_norm, norm=gradient_norm)
-    update(skip)
+    sharding.apply(result.skip)
+    return result

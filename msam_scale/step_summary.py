@@ -54,39 +54,39 @@ class StepSummary:
         if self._world is not None:
             dist.all_reduce(self._values, group=self._world)
 
-    def finish_step(self, gradient_norm: torch.Tensor) -> torch.Tensor:
-        """Whether to skip the step; else the running statistics move.
+    def finish_step(self, gradient_norm: torch.Tensor) -> StepResult:
+        """Moves the running statistics, unless the step is to be skipped.
+
+        Args:
+            gradient_norm: of the reduced gradient, a float64 scalar on the device.
 
         Returns:
-            A bool scalar on the device: an ascent gradient or the reduced gradient was not finite.
+            The step's figures, apart from the sums that the next step overwrites.
         """
-        self.skip = (self._values[_NUM_NON_FINITE] > 0) | ~gradient_norm.isfinite()
-        self._statistics.update(~self.skip)
-        self.gradient_norm = gradient_norm
-        return self.skip
-
-    def result(self) -> StepResult:
-        """The step's figures, detached from the buffers that the next step overwrites."""
-        values = self._values[:_NUM_SCALARS].clone()
+        skip = (self._values[_NUM_NON_FINITE] > 0) | ~gradient_norm.isfinite()
+        self._statistics.update(~skip)
+        scalars = self._values[:_NUM_SCALARS].clone()
         return StepResult(
-            _loss=values[_LOSS],
-            _gradient_norm=self.gradient_norm,
-            _ascent_norm=values[_ASCENT_NORM],
-            _skipped=self.skip,
+            skip=skip,
+            _loss=scalars[_LOSS],
+            _gradient_norm=gradient_norm,
+            _ascent_norm=scalars[_ASCENT_NORM],
         )
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Figures of one optimizer step, equal on all ranks; reading one waits for the device.
+    """Figures of one optimizer step, equal on all ranks; reading a property waits for the device.
 
-    Attributes below are properties: `loss`, `grad_norm`, `ascent_norm`, `skipped`.
+    Attributes:
+        skip: whether an ascent gradient or the reduced gradient was not finite, a bool scalar on
+            the device.
     """
 
+    skip: torch.Tensor
     _loss: torch.Tensor
     _gradient_norm: torch.Tensor
     _ascent_norm: torch.Tensor
-    _skipped: torch.Tensor
 
     @property
     def loss(self) -> float:
@@ -106,4 +106,4 @@ class StepResult:
     @property
     def skipped(self) -> bool:
         """Whether the update was left out because a gradient was not finite."""
-        return bool(self._skipped)
+        return bool(self.skip)

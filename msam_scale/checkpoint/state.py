@@ -65,7 +65,6 @@ def save_checkpoint(
     directory = Path(directory)
     folder = step_folder(directory, engine.num_steps_done)
     weights = engine.full_state_dict()
-    moments = optimizer_tensors(engine.optimizer, engine.module)
     progress = {
         **_FORMAT,
         "step": engine.num_steps_done,
@@ -79,7 +78,7 @@ def save_checkpoint(
     def write() -> None:
         with new_directory(folder, replaces=True) as partial:
             save_file(_unshared(weights), partial / _MODEL)
-            save_file(moments, partial / _OPTIMIZER)
+            save_file(optimizer_tensors(engine.optimizer, engine.module), partial / _OPTIMIZER)
             (partial / _PROGRESS).write_text(json.dumps(progress, indent=2), "utf-8")
         mark_latest(directory, folder)
 
