@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from msam_scale.engine import Engine
     from msam_scale.errors import ConfigError, NonFiniteError, UserError
     from msam_scale.initialization import initialize
+    from msam_scale.materialization import deferred_initialization
     from msam_scale.step_summary import StepResult
 
 __version__ = "0.1.0"
@@ -22,6 +23,7 @@ __all__ = [
     "NonFiniteError",
     "StepResult",
     "UserError",
+    "deferred_initialization",
     "initialize",
     "load_config",
 ]
@@ -36,6 +38,7 @@ __getattr__ = lazy_exports(
         "NonFiniteError": "errors",
         "StepResult": "step_summary",
         "UserError": "errors",
+        "deferred_initialization": "materialization",
         "initialize": "initialization",
         "load_config": "config",
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,12 @@ from msam_scale.batch_plan import BatchPlan
 from msam_scale.batch_tree import Batch, narrow, num_samples
 from msam_scale.checkpoint import load_checkpoint, save_checkpoint
 from msam_scale.config import Config
-from msam_scale.layers import PassContext, install_layers
+from msam_scale.layers import PassContext
 from msam_scale.layers.generators import Generators
+from msam_scale.layers.running_statistics import RunningStatistics
 from msam_scale.micro_batch import MicroBatch
-from msam_scale.optimization import SkippedSteps
+from msam_scale.monitoring.deepspeed_events import DeepSpeedEvents
+from msam_scale.optimization import GroupSettings, SkippedSteps
 from msam_scale.passes import LossFunction, Passes
 from msam_scale.precision import Precision
 from msam_scale.ranks import Ranks
@@ -38,6 +40,7 @@ class Engine:
         ranks: this process's place among all.
         num_steps_done: optimizer steps done, skipped ones included.
         skipped_steps: the count of skipped steps.
+        whole_state: type and shape of every parameter and buffer, unsharded, as meta tensors.
     """
 
     def __init__(
@@ -50,34 +53,31 @@ class Engine:
         precision: Precision,
         sharding: Sharding,
         loss_fn: LossFunction,
-        learning_rate_fraction: Callable[[int], float],
+        whole_state: Mapping[str, torch.Tensor],
+        context: PassContext,
+        statistics: RunningStatistics,
+        schedule: GroupSettings,
     ) -> None:
         self.module = model
         self.plan = plan
         self.config = config
         self.ranks = ranks
         self.num_steps_done = 0
+        self.whole_state = whole_state
         self._precision = precision
         self._sharding = sharding
-        self._learning_rate_fraction = learning_rate_fraction
-        self._peak_learning_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._learning_rates = list(self._peak_learning_rates)
+        self._schedule = schedule
+        self._learning_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._objective = Objective(
             ascent=None
             if config.objective.algorithm == "vanilla"
             else ascent_rule(config.objective.ascent),
             rho=config.objective.rho,
         )
-        self._context = PassContext(
-            config.run.seed,
-            norm_samples=config.batch.norm_samples or plan.micro_batch_size,
-            device=ranks.device,
-        )
-        statistics = install_layers(model, self._context)
+        self._context = context
         self._generators = Generators(config.run.seed, device=ranks.device)
         self._summary = StepSummary(plan, statistics, world=ranks.world, device=ranks.device)
         self._passes = Passes(
-            model,
             loss_fn,
             sharding=sharding,
             context=self._context,
@@ -90,6 +90,13 @@ class Engine:
         self.skipped_steps = SkippedSteps(
             limit=config.objective.max_skipped_steps, device=ranks.device
         )
+        self._events = None
+        if config.monitor.deepspeed_tensorboard is not None and ranks.is_first:
+            self._events = DeepSpeedEvents(
+                config.monitor.deepspeed_tensorboard,
+                batch_size=plan.batch_size,
+                every=config.monitor.every,
+            )
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -99,10 +106,12 @@ class Engine:
     @property
     def learning_rate(self) -> float:
         """The learning rate of the next step, of the first parameter group."""
-        peak: float = self._peak_learning_rates[0]
-        return peak * self._learning_rate_fraction(self.num_steps_done)
+        rate: float = self._schedule(self.num_steps_done)[0]["lr"]
+        return rate
 
-    def train_step(self, batch: Batch | Iterator[Batch]) -> StepResult:
+    def train_step(
+        self, batch: Batch | Iterator[Batch], *, measure_fidelity: bool = False
+    ) -> StepResult:
         """One optimizer step on this rank's part of the mini-batch. Collective.
 
         Args:
@@ -110,6 +119,8 @@ class Engine:
                 list or tuple of tensors whose first dimension is `plan.samples_per_rank`, on any
                 device; or an iterator over the rank's `plan.sequential` micro-batches, each of
                 `plan.slice_size` samples.
+            measure_fidelity: whether to report `perturbation_fidelity`, which reads all weights
+                once more for each micro-batch.
 
         Returns:
             The figures of the step, equal on all ranks; reading one waits for the device.
@@ -119,7 +130,7 @@ class Engine:
             NonFiniteError: `objective.max_skipped_steps` steps in a row were skipped.
         """
         step = self.num_steps_done
-        self._set_learning_rates(self._learning_rate_fraction(step))
+        self._follow_schedule(step)
         self._context.begin_step(step)
         self._generators.begin_step(step)
         result = run_step(
@@ -130,24 +141,32 @@ class Engine:
             passes=self._passes,
             summary=self._summary,
             clip_norm=self.config.optimizer.clip_norm,
+            measure_fidelity=measure_fidelity,
         )
         self.num_steps_done += 1
         self.skipped_steps.count(result.skip)
+        if self._events is not None:
+            self._events.write(
+                result, learning_rate=self._learning_rates[0], num_steps_done=self.num_steps_done
+            )
         return result
 
-    def _set_learning_rates(self, fraction: float) -> None:
+    def _follow_schedule(self, step: int) -> None:
         groups = self.optimizer.param_groups
         if [group["lr"] for group in groups] != self._learning_rates:
             raise UserError(
                 "a learning rate of engine.optimizer was changed from outside: the config's "
                 "schedule sets it at every step; change the schedule, and use no other scheduler"
             )
-        self._learning_rates = [peak * fraction for peak in self._peak_learning_rates]
-        for group, rate in zip(groups, self._learning_rates, strict=True):
-            group["lr"] = rate
+        for group, settings in zip(groups, self._schedule(step), strict=True):
+            group.update(settings)
+        self._learning_rates = [group["lr"] for group in groups]
 
     def full_state_dict(self) -> dict[str, torch.Tensor]:
-        """Parameters and buffers, unsharded, original names, full precision, as CPU tensors."""
+        """Parameters and buffers, unsharded, original names, full precision, as CPU tensors.
+
+        Collective: every rank gets the whole model.
+        """
         return self._sharding.full_state_dict()
 
     def save_checkpoint(
@@ -166,7 +185,7 @@ class Engine:
         Raises:
             UserError: the file system refuses; what was there is still there.
         """
-        return save_checkpoint(self, directory, extra=extra)
+        return save_checkpoint(self, self._sharding, directory, extra=extra)
 
     def load_checkpoint(self, location: str | Path) -> dict[str, Any]:
         """Goes on where a checkpoint was saved, at any world size.
@@ -180,7 +199,7 @@ class Engine:
         Raises:
             UserError: no checkpoint, a damaged one, or one of another model or optimizer.
         """
-        return load_checkpoint(self, location)
+        return load_checkpoint(self, self._sharding, location)
 
     def train(self, mode: bool = True) -> None:
         """Puts the model in training mode."""
@@ -195,8 +214,18 @@ class Engine:
         return self._precision.autocast(self.ranks.device)
 
     def __call__(self, *inputs: Any, **named_inputs: Any) -> Any:
-        """The model's forward, outside any pass."""
-        return self.module(*inputs, **named_inputs)
+        """The model's forward, outside any pass; collective where `forward_is_collective`."""
+        return self._sharding.model(*inputs, **named_inputs)
+
+    def predict(self, *inputs: Any, **named_inputs: Any) -> Any:
+        """A forward in the precision that the passes compute in; for evaluation."""
+        with self.autocast():
+            return self(*inputs, **named_inputs)
+
+    @property
+    def forward_is_collective(self) -> bool:
+        """Whether ranks wait for each other in a forward: then all must run equally many."""
+        return self._sharding.forward_is_collective
 
     def _micro_batches(self, batch: Batch | Iterator[Batch]) -> Iterator[MicroBatch]:
         chunk_size = self.config.batch.chunk or self.plan.slice_size

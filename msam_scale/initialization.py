@@ -10,22 +10,22 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale import ranks as ranks_module
+from msam_scale.assembly import assemble
 from msam_scale.batch_plan import BatchPlan, divisors
 from msam_scale.config import Config, load_config
+from msam_scale.config.plan_checks import shard_group_size
 from msam_scale.engine import Engine
 from msam_scale.layers import stateless_random
 from msam_scale.layers.install import has_batch_norm
 from msam_scale.losses import default_loss
 from msam_scale.model_checks import check_model, check_ranks_agree
-from msam_scale.optimization import build_schedule
 from msam_scale.optimization.from_config import (
     OptimizerSource,
     optimizer_builder,
     say_what_is_unused,
 )
 from msam_scale.passes import LossFunction
-from msam_scale.precision import convert_model
-from msam_scale.sharding import STRATEGIES, ShardingRequest
+from msam_scale.self_test import check_sharding
 
 
 def initialize(
@@ -39,11 +39,12 @@ def initialize(
     """Builds the engine that trains `model` in place. Collective: every rank calls it.
 
     Joins the process group that the launcher's environment describes where the caller has not
-    initialised one; moves the model to this rank's device and gives every rank the parameters of
-    rank 0.
+    initialised one; moves the model to this rank's device, laid out as `sharding.strategy` says,
+    and gives every rank the parameters of rank 0.
 
     Args:
-        model: float32 or float64; its dropout and batch norm layers change class.
+        model: float32 or float64, on any device; on the meta device it takes no memory, and gets
+            its values block by block. Its dropout and batch norm layers change class.
         config: a YAML or JSON file, the same as a dict, or a `Config`.
         loss_fn: `loss_fn(model, batch)` returns the mean loss of the samples given; by default
             cross-entropy with the configured label smoothing for `(inputs, labels)`, and
@@ -67,40 +68,29 @@ def initialize(
     if ranks.is_first:
         say_what_is_unused(settings, optimizer)
     check_ranks_agree(model, settings, ranks=ranks)
-    precision = convert_model(model, name=settings.precision, device=ranks.device)
-    sharding = STRATEGIES[settings.sharding.strategy](
-        ShardingRequest(
-            model=model,
-            ranks=ranks,
-            ascends=settings.objective.algorithm != "vanilla",
-            perturbation_group_size=plan.group_size,
-            build_optimizer=optimizer_builder(settings, optimizer),
-        )
-    )
-    return Engine(
+    check_sharding(settings, ranks=ranks)
+    return assemble(
         model,
         config=settings,
         plan=plan,
         ranks=ranks,
-        precision=precision,
-        sharding=sharding,
         loss_fn=loss_fn or default_loss(label_smoothing=settings.training.label_smoothing),
-        learning_rate_fraction=build_schedule(
-            settings.schedule.name,
-            warmup=settings.schedule.warmup,
-            num_steps=settings.training.steps if num_steps is None else num_steps,
-        ),
+        build_optimizer=optimizer_builder(settings, optimizer),
+        num_steps=settings.training.steps if num_steps is None else num_steps,
     )
 
 
 def batch_plan(config: Config, *, world_size: int) -> BatchPlan:
     """The layout of the config's mini-batch on so many ranks."""
-    shard_group = config.sharding.shard_group or world_size
     return BatchPlan(
         batch_size=config.batch.size,
         micro_batches=config.objective.micro_batches or 1,
         world_size=world_size,
-        shard_group_size=1 if config.sharding.strategy == "replicated" else shard_group,
+        shard_group_size=shard_group_size(
+            config.sharding.strategy,
+            shard_group=config.sharding.shard_group,
+            world_size=world_size,
+        ),
     )
 
 
@@ -126,8 +116,8 @@ def check_batch_norm(model: nn.Module, config: Config, plan: BatchPlan) -> None:
             f"samples are normalised together, but a rank works on {plan.slice_size} samples of a "
             f"micro-batch; values that fit: {', '.join(map(str, fitting))}"
         )
-    chunk = config.batch.chunk
-    if chunk is not None and chunk % samples:
+    chunk = min(config.batch.chunk or plan.slice_size, plan.slice_size)
+    if chunk % samples:
         fitting = [n * samples for n in divisors(plan.slice_size // samples)]
         raise UserError(
             f"batch.chunk: {chunk} is not a multiple of the {samples} samples that batch "

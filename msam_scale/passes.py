@@ -7,7 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale.batch_tree import Batch, to_device
@@ -28,7 +27,6 @@ class Passes:
 
     def __init__(
         self,
-        model: nn.Module,
         loss_fn: LossFunction,
         *,
         sharding: Sharding,
@@ -39,7 +37,6 @@ class Passes:
         summary: StepSummary,
         speaks: bool,
     ) -> None:
-        self._model = model
         self._loss_fn = loss_fn
         self._sharding = sharding
         self._context = context
@@ -67,7 +64,7 @@ class Passes:
                 self._context.chunk(chunk.positions, records_statistics=at_weights),
             ):
                 with self._watch(), self._precision.autocast(self._device):
-                    loss = self._loss_fn(self._model, batch)
+                    loss = self._loss_fn(self._sharding.model, batch)
                 self._is_watched = True
                 _check_loss(loss)
                 self._context.in_backward = True
@@ -83,7 +80,12 @@ class Passes:
     def _watch(self) -> AbstractContextManager[Any]:
         if self._is_watched:
             return nullcontext()
-        return watched_forward(self._model, self._generators, speaks=self._speaks)
+        return watched_forward(
+            self._sharding.model,
+            self._generators,
+            speaks=self._speaks,
+            gathers=self._sharding.forward_is_collective,
+        )
 
 
 def _check_loss(loss: Any) -> None:

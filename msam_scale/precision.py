@@ -30,11 +30,12 @@ PRECISIONS: dict[str, Precision] = {
     "float32": Precision(parameters=torch.float32, compute=torch.float32),
     "float64": Precision(parameters=torch.float64, compute=torch.float64),
     "bfloat16": Precision(parameters=torch.float32, compute=torch.bfloat16),
+    "float16": Precision(parameters=torch.float32, compute=torch.float16),
 }
 
 
-def convert_model(model: nn.Module, *, name: str, device: torch.device) -> Precision:
-    """Moves the model to the device and widens it to the precision of this name.
+def check_parameters(model: nn.Module, *, name: str) -> Precision:
+    """The precision of this name, if a model's parameters can be trained in it.
 
     Raises:
         UserError: a trainable parameter holds fewer bits than a float32 (the perturbation would
@@ -44,8 +45,8 @@ def convert_model(model: nn.Module, *, name: str, device: torch.device) -> Preci
     for key, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if parameter.is_meta or isinstance(parameter, nn.UninitializedParameter):
-            raise UserError(f"{key} has no values yet; initialise the model, or run it once, first")
+        if isinstance(parameter, nn.UninitializedParameter):
+            raise UserError(f"{key} has no values yet; run the model once first")
         if parameter.dtype.is_complex:
             raise UserError(f"{key} is {_short(parameter.dtype)}; real parameters work")
         if parameter.dtype not in (torch.float32, torch.float64):
@@ -59,9 +60,6 @@ def convert_model(model: nn.Module, *, name: str, device: torch.device) -> Preci
                 f"{key} is {_short(parameter.dtype)}, which precision: {name} would round; "
                 "use precision: float64, or model.float() if you mean it"
             )
-    model.to(device)
-    if precision.parameters is torch.float64:
-        model.double()
     return precision
 
 

@@ -61,12 +61,52 @@ class Ranks:
 
         Collective: all ranks must call it with the same size.
         """
-        if size == 1:
-            return None
+        return None if size == 1 else self.process_group_of(size)
+
+    def process_group_of(self, size: int) -> dist.ProcessGroup:
+        """As `group_of`, for libraries that need a process group even for a single rank."""
+        if not dist.is_initialized():
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
         if size == self.size:
-            return self.world
-        group, _ = dist.new_subgroups(group_size=size)
-        return group
+            assert dist.group.WORLD is not None
+            return dist.group.WORLD
+        starts = range(0, self.size, size)
+        return _subgroup([list(range(start, start + size)) for start in starts])
+
+    def replicas_of(self, size: int, *, within: int) -> dist.ProcessGroup | None:
+        """The ranks at this one's place in their groups of `size`, among `within` consecutive ones.
+
+        They hold the same shard where `size` ranks share a copy of the parameters. None for this
+        rank alone. Collective: all ranks must call it with the same numbers.
+        """
+        if size == within:
+            return None
+        if size == 1:
+            return self.group_of(within)
+        starts = range(0, self.size, within)
+        return _subgroup(
+            [
+                list(range(start + place, start + within, size))
+                for start in starts
+                for place in range(size)
+            ]
+        )
+
+
+# Groups keep threads and connections, so equal ones are made once. The key holds the group of all
+# ranks, which a program may leave and join anew.
+_subgroups: dict[tuple[object, str], dist.ProcessGroup] = {}
+
+
+def _subgroup(ranks: list[list[int]]) -> dist.ProcessGroup:
+    key = dist.group.WORLD, str(ranks)
+    if key not in _subgroups:
+        group, _ = dist.new_subgroups_by_enumeration(ranks)
+        assert isinstance(group, dist.ProcessGroup), "this rank is in one of the groups"
+        _subgroups[key] = group
+    return _subgroups[key]
 
 
 def join(*, timeout: timedelta | None = None) -> Ranks:
@@ -100,6 +140,7 @@ def leave() -> None:
     Engines that use the group must be out of reach. Its threads end with the last reference to it;
     one that still runs when the interpreter ends aborts the process.
     """
+    _subgroups.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
         gc.collect()  # an engine and its loss function may refer to each other

@@ -30,6 +30,7 @@ def run_step(
     passes: Passes,
     summary: StepSummary,
     clip_norm: float | None,
+    measure_fidelity: bool = False,
 ) -> StepResult:
     """Adds up the (perturbed) gradients of this rank's micro-batches, reduces and applies them."""
     sharding.begin_step()
@@ -48,6 +49,8 @@ def run_step(
             square_sum=sharding.square_sum,
         )
         summary.add_ascent_norm(norm)
+        if measure_fidelity:
+            summary.add_fidelity(sharding.perturbation_fidelity())
         with sharding.perturbed(), sharding.descent_pass(last=micro_batch.is_last):
             passes.run(micro_batch, divisor=plan.batch_size, at_weights=False)
     summary.reduce()

@@ -10,11 +10,11 @@ import torch.distributed as dist
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.layers.running_statistics import RunningStatistics
 
-_LOSS, _ASCENT_NORM, _NUM_NON_FINITE, _NUM_SCALARS = range(4)
+_LOSS, _ASCENT_NORM, _NUM_NON_FINITE, _FIDELITY, _NUM_SCALARS = range(5)
 
 
 class StepSummary:
-    """One float64 vector: loss, mean ascent norm, non-finite ascents, batch statistics.
+    """One float64 vector: loss, ascent norm, non-finite ascents, fidelity, batch statistics.
 
     It travels in a single all-reduce beside the gradients, however many of these there are.
     """
@@ -38,6 +38,7 @@ class StepSummary:
     def begin_step(self) -> None:
         """Clears the sums."""
         self._values.zero_()
+        self._has_fidelity = False
 
     def add_loss(self, loss: torch.Tensor, *, num_samples: int) -> None:
         """Counts the mean loss of so many samples at w."""
@@ -45,9 +46,17 @@ class StepSummary:
 
     def add_ascent_norm(self, norm: torch.Tensor) -> None:
         """Counts ‖g_j‖₂, which every rank of the perturbation group reports."""
-        share = self._plan.micro_batches * self._plan.group_size
-        self._values[_ASCENT_NORM] += norm / share
+        self._values[_ASCENT_NORM] += norm / self._num_reports
         self._values[_NUM_NON_FINITE] += ~norm.isfinite()
+
+    def add_fidelity(self, fidelity: torch.Tensor) -> None:
+        """Counts what is left of ε⁽ʲ⁾, which every rank of the perturbation group reports."""
+        self._values[_FIDELITY] += fidelity / self._num_reports
+        self._has_fidelity = True
+
+    @property
+    def _num_reports(self) -> int:
+        return self._plan.micro_batches * self._plan.group_size
 
     def reduce(self) -> None:
         """Sums over all ranks."""
@@ -71,6 +80,7 @@ class StepSummary:
             _loss=scalars[_LOSS],
             _gradient_norm=gradient_norm,
             _ascent_norm=scalars[_ASCENT_NORM],
+            _fidelity=scalars[_FIDELITY] if self._has_fidelity else None,
         )
 
 
@@ -87,6 +97,7 @@ class StepResult:
     _loss: torch.Tensor
     _gradient_norm: torch.Tensor
     _ascent_norm: torch.Tensor
+    _fidelity: torch.Tensor | None = None
 
     @property
     def loss(self) -> float:
@@ -102,6 +113,15 @@ class StepResult:
     def ascent_norm(self) -> float:
         """Mean over the micro-batches of ‖g_j‖₂; 0 without an ascent."""
         return float(self._ascent_norm)
+
+    @property
+    def perturbation_fidelity(self) -> float | None:
+        """The part of the perturbation that survives in the computing type, over micro-batches.
+
+        The mean of ⟨c(w + ε) - c(w), ε⟩ / ‖ε‖², with c the rounding to that type: 1 where nothing
+        is lost. None in a step that did not measure it.
+        """
+        return None if self._fidelity is None else float(self._fidelity)
 
     @property
     def skipped(self) -> bool:

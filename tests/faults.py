@@ -42,7 +42,8 @@ def _sum_over_the_perturbation_group() -> AbstractContextManager[None]:
     @contextmanager
     def ascent_pass(sharding: ReplicatedSharding) -> Iterator[None]:
         sharding.ascent_gradient.flat.zero_()
-        with sharding._gradients_in(sharding.ascent_gradient, None):
+        gradients = sharding._ascent_gradients
+        with sharding._gradients_in(sharding.ascent_gradient, gradients, group=None):
             yield
 
     return _replaced(ReplicatedSharding, "ascent_pass", ascent_pass)

@@ -32,7 +32,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "no model": (lambda: None, {}, "NoneType"),
     "no function": (linear, {"loss_fn": "mse"}, "loss_fn"),
     "lazy": (lambda: nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), {}, "no values yet"),
-    "meta": (lambda: nn.Linear(2, 2, device="meta"), {}, "no values yet"),
+    "meta": (
+        lambda: nn.ParameterList([torch.empty(3, device="meta")]),
+        {},
+        "ParameterList.*deferred_initialization",
+    ),
     "complex": (lambda: nn.Linear(2, 2, dtype=torch.complex64), {}, "complex64"),
     "data parallel": (lambda: nn.DataParallel(linear()), {}, "DataParallel"),
     "max_norm": (lambda: nn.Embedding(4, 2, max_norm=1.0), {}, "max_norm"),

@@ -44,10 +44,10 @@ class EvaluationLoader:
             raise UserError(f"batch_size: {batch_size} is not positive")
         if not 0 <= rank < num_ranks:
             raise UserError(f"rank: {rank} is not in 0 … {num_ranks - 1} (num_ranks {num_ranks})")
+        self._num_ranks, self._batch_size = num_ranks, batch_size
+        self._num_samples = index.num_samples
         self._blocks = _Blocks(
-            starts=range(rank * batch_size, index.num_samples, num_ranks * batch_size),
-            batch_size=batch_size,
-            num_samples=index.num_samples,
+            starts=self._starts(rank), batch_size=batch_size, num_samples=index.num_samples
         )
         self._pool = WorkerPool(
             BatchDataset(index, transform=transform, augmentation_seed=None),
@@ -58,6 +58,13 @@ class EvaluationLoader:
     def __len__(self) -> int:
         """How many blocks this rank yields."""
         return len(self._blocks)
+
+    def num_blocks_of(self, rank: int) -> int:
+        """How many blocks another rank yields; none yields more than rank 0."""
+        return len(self._starts(rank))
+
+    def _starts(self, rank: int) -> range:
+        return range(rank * self._batch_size, self._num_samples, self._num_ranks * self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields images, uint8 (samples, height, width, channels), and labels, int64 (samples,).

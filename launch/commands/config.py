@@ -11,7 +11,7 @@ from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config, load_config
 from msam_scale.config.describe import json_schema
 from msam_scale.config.document import markdown_table
-from msam_scale.config.plan_checks import micro_batch_count
+from msam_scale.config.plan_checks import micro_batch_count, shard_group_size
 
 NAME = "config"
 HELP = "check a config, show it with all defaults, or describe all settings"
@@ -76,7 +76,12 @@ def _summary(config: Config, *, world_size: int | None) -> str:
     )
     if world_size is None:
         return f"{summary} (layout not checked: give --nproc)"
-    plan = BatchPlan(batch_size, micro_batches, world_size)
+    shard_group = shard_group_size(
+        config.sharding.strategy,
+        shard_group=config.sharding.shard_group,
+        world_size=world_size,
+    )
+    plan = BatchPlan(batch_size, micro_batches, world_size, shard_group)
     return (
         f"{summary}, W = {world_size}: {_counted(plan.groups, 'group')} of "
         f"{_counted(plan.group_size, 'rank')}, each with {_counted(plan.sequential, 'micro-batch')}"

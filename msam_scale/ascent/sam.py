@@ -22,5 +22,6 @@ def sam(
     the norm, skips the step.
     """
     norm = square_sum(gradient.flat).sqrt()
-    gradient.flat.mul_(torch.where(norm > 0, rho / norm, 0.0))
+    scale = torch.where(norm > 0, rho / norm, 0.0)
+    gradient.flat.mul_(scale.to(gradient.flat.device))
     return norm

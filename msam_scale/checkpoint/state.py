@@ -4,54 +4,49 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from data_pipelines.durable_files import new_directory
 from data_pipelines.errors import UserError
 from msam_scale.checkpoint.folder import latest_checkpoint, mark_latest, step_folder
-from msam_scale.checkpoint.optimizer_state import optimizer_tensors, restore_optimizer
 from msam_scale.config import Config
 from msam_scale.optimization import SkippedSteps
 from msam_scale.ranks import Ranks
+from msam_scale.sharding import Sharding
 
 _MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
 _FORMAT = {"format": "msam_scale checkpoint", "version": 1}
-_PARTS = {"step", "skipped_steps", "optimizer", "config", "extra"}
+_PARTS = {"step", "skipped_steps", "optimizer", "counters", "config", "extra"}
 
 
 class Checkpointable(Protocol):
-    """The parts of an engine that a checkpoint saves and restores."""
+    """The parts of an engine, beside its sharding, that a checkpoint saves and restores."""
 
-    module: nn.Module
     config: Config
     ranks: Ranks
     num_steps_done: int
     skipped_steps: SkippedSteps
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer, whose state belongs to the checkpoint."""
-        ...
-
-    def full_state_dict(self) -> dict[str, torch.Tensor]:
-        """Whole parameters and buffers as CPU tensors."""
-        ...
+    whole_state: Mapping[str, torch.Tensor]
 
 
 def save_checkpoint(
-    engine: Checkpointable, directory: str | Path, *, extra: Mapping[str, Any] | None = None
+    engine: Checkpointable,
+    sharding: Sharding,
+    directory: str | Path,
+    *,
+    extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Saves after the last step done, at any layout for any layout. Collective.
 
     Args:
         engine: between two steps.
+        sharding: the engine's; hands out whole tensors on rank 0.
         directory: gets a folder `step-…`, in place of an earlier one of this step, and the file
             `latest`.
         extra: what else belongs to the run (JSON), given back by `load_checkpoint`.
@@ -64,12 +59,14 @@ def save_checkpoint(
     """
     directory = Path(directory)
     folder = step_folder(directory, engine.num_steps_done)
-    weights = engine.full_state_dict()
+    weights = sharding.full_state_dict(first_rank_only=True)
+    optimizer_state = sharding.full_optimizer_state()
     progress = {
         **_FORMAT,
         "step": engine.num_steps_done,
         "skipped_steps": engine.skipped_steps.state(),
-        "optimizer": type(engine.optimizer).__name__,
+        "optimizer": optimizer_name(sharding),
+        "counters": sharding.counters(),
         "config": engine.config.to_dict(),
         "extra": dict(extra or {}),
         "versions": {"torch": torch.__version__, "python": platform.python_version()},
@@ -78,7 +75,7 @@ def save_checkpoint(
     def write() -> None:
         with new_directory(folder, replaces=True) as partial:
             save_file(_unshared(weights), partial / _MODEL)
-            save_file(optimizer_tensors(engine.optimizer, engine.module), partial / _OPTIMIZER)
+            save_file(optimizer_state, partial / _OPTIMIZER)
             (partial / _PROGRESS).write_text(json.dumps(progress, indent=2), "utf-8")
         mark_latest(directory, folder)
 
@@ -86,11 +83,14 @@ def save_checkpoint(
     return folder
 
 
-def load_checkpoint(engine: Checkpointable, location: str | Path) -> dict[str, Any]:
+def load_checkpoint(
+    engine: Checkpointable, sharding: Sharding, location: str | Path
+) -> dict[str, Any]:
     """Puts engine, optimizer and counters where they were when the checkpoint was saved.
 
     Args:
         engine: of the same model and optimizer, at any layout.
+        sharding: the engine's; takes the parts that its layout puts on this rank.
         location: a checkpoint's folder, or a directory whose `latest` names one.
 
     Returns:
@@ -101,23 +101,26 @@ def load_checkpoint(engine: Checkpointable, location: str | Path) -> dict[str, A
     """
     folder = find_checkpoint(location)
     progress = read_progress(folder)
-    if progress["optimizer"] != type(engine.optimizer).__name__:
+    if progress["optimizer"] != optimizer_name(sharding):
         raise UserError(
             f"{folder}: was saved with {progress['optimizer']}, but the engine has "
-            f"{type(engine.optimizer).__name__}; the optimizer of before works"
+            f"{optimizer_name(sharding)}; the optimizer of before works"
         )
-    weights = _read_tensors(folder / _MODEL)
-    own = engine.module.state_dict()
-    _check_names(folder / _MODEL, found=weights, expected=own)
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
-    restore_optimizer(
-        engine.optimizer, engine.module, _read_tensors(folder / _OPTIMIZER), folder / _OPTIMIZER
-    )
+    weights, optimizer_state = _Tensors(folder / _MODEL), _Tensors(folder / _OPTIMIZER)
+    _check_names(weights, expected=engine.whole_state)
+    try:
+        sharding.load(weights, optimizer_state)
+    except UserError as error:
+        raise UserError(f"{folder / _OPTIMIZER}: {error}") from error
+    sharding.load_counters(progress["counters"])
     engine.num_steps_done = progress["step"]
     engine.skipped_steps.load(progress["skipped_steps"])
     return dict(progress["extra"])
+
+
+def optimizer_name(sharding: Sharding) -> str:
+    """The class of the optimizer, which tells what its state means."""
+    return type(sharding.optimizer).__name__
 
 
 def find_checkpoint(location: str | Path) -> Path:
@@ -151,30 +154,53 @@ def read_progress(folder: Path) -> dict[str, Any]:
     return progress
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
+class _Tensors(Mapping[str, torch.Tensor]):
+    """The tensors of a safetensors file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = safe_open(path, framework="pt")
+            self._names = dict.fromkeys(self._file.keys())
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from error
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._file.get_tensor(name)
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def kind(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Type and shape of a tensor, without reading it."""
+        part = self._file.get_slice(name)
+        shape = tuple(part.get_shape())
+        return (part[:0].dtype if shape else self[name].dtype), shape
 
 
-def _check_names(
-    path: Path, *, found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]
-) -> None:
+def _check_names(weights: _Tensors, *, expected: Mapping[str, torch.Tensor]) -> None:
     missing, unknown = (
-        sorted(expected.keys() - found.keys()),
-        sorted(found.keys() - expected.keys()),
+        sorted(expected.keys() - weights.keys()),
+        sorted(weights.keys() - expected.keys()),
     )
     if missing or unknown:
         raise UserError(
-            f"{path}: of another model: misses {missing[:3] or 'nothing'} and has {unknown[:3]} "
-            f"besides ({len(missing)} and {len(unknown)} in all)"
+            f"{weights.path}: of another model: misses {missing[:3] or 'nothing'} and has "
+            f"{unknown[:3]} besides ({len(missing)} and {len(unknown)} in all)"
         )
     for name, tensor in expected.items():
-        if found[name].shape != tensor.shape or found[name].dtype != tensor.dtype:
+        dtype, shape = weights.kind(name)
+        if shape != tuple(tensor.shape) or dtype != tensor.dtype:
             raise UserError(
-                f"{path}: {name} is {found[name].dtype} {tuple(found[name].shape)}, but the "
-                f"model's is {tensor.dtype} {tuple(tensor.shape)}"
+                f"{weights.path}: {name} is {dtype} {shape}, but the model's is {tensor.dtype} "
+                f"{tuple(tensor.shape)}"
             )
 
 

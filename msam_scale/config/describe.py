@@ -29,7 +29,8 @@ def property_of(path: Sequence[Any]) -> Mapping[str, Any] | None:
     schema: Mapping[str, Any] = json_schema()
     for part in path:
         if isinstance(part, int):
-            inner = schema.get("items")
+            options = [schema, *schema.get("anyOf", ())]
+            inner = next((option["items"] for option in options if "items" in option), None)
         else:
             inner = schema.get("properties", {}).get(part)
         if inner is None:
@@ -52,7 +53,10 @@ def allowed(schema: Mapping[str, Any]) -> str:
     if kind == "number":
         return f"a number{_bounds(schema)}"
     if kind == "array":
-        keys = _resolved(schema["items"])["properties"]
+        items = _resolved(schema["items"])
+        if "properties" not in items:
+            return f"a list of {allowed(items)}"
+        keys = items["properties"]
         return f"a list of mappings with the keys {listed(list(keys), last='and')}"
     return {
         "string": "text",

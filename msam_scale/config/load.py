@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from msam_scale.config.checks import find_problems
+from msam_scale.config.deepspeed.section_file import read_section_file
+from msam_scale.config.deepspeed.translation import (
+    Translation,
+    is_deepspeed_config,
+    translate,
+)
 from msam_scale.config.overrides import SOURCE as COMMAND_LINE
 from msam_scale.config.overrides import apply_overrides
 from msam_scale.config.problems import ConfigError, Problem
@@ -27,7 +33,8 @@ def load_config(
     """Loads and checks a config.
 
     Args:
-        source: path of a .yaml, .yml or .json file, a mapping of the same shape, or a config.
+        source: path of a .yaml, .yml or .json file, a mapping of the same shape, or a config; a
+            DeepSpeed config with an `msam` section is taken for what it means in our terms.
         overrides: `section.key=value` strings that go before what the source says; the value is
             YAML. Of several for one key the last one stands.
         world_size: ranks that the mini-batch has to be laid out on; `None`: not known yet.
@@ -42,12 +49,21 @@ def load_config(
             work.
     """
     document = read_document(source)
-    applied = apply_overrides(document.values, overrides=overrides)
     other_keys = remove_other_keys(document.values)
+    document, translation = _translated(document, world_size=world_size)
+    read_section_file(document)  # first, so that overrides reach into it
+    applied = apply_overrides(document.values, overrides=overrides)
+    unreadable = read_section_file(document)  # again, because an override may name another
+    other_keys += remove_other_keys(document.values)
     _name_run(document)
-    validated = validate(document.values, unsettled=applied.unsettled)
+    unsettled = applied.unsettled | translation.unsettled
+    if unreadable:
+        unsettled |= {"sharding.deepspeed"}
+    validated = validate(document.values, unsettled=unsettled)
     problems = [
         *other_keys,
+        *translation.problems,
+        *unreadable,
         *validated.problems,
         *find_problems(
             validated.config,
@@ -57,7 +73,8 @@ def load_config(
         ),
     ]
     problems = [
-        _with_source(problem, document=document, overridden=applied.keys) for problem in problems
+        _with_source(problem, document=document, overridden=applied.keys, names=translation.names)
+        for problem in problems
     ]
     problems += applied.problems
     if problems:
@@ -73,11 +90,37 @@ def _name_run(document: Document) -> None:
         run["name"] = document.name
 
 
-def _with_source(problem: Problem, *, document: Document, overridden: frozenset[str]) -> Problem:
+def _translated(document: Document, *, world_size: int | None) -> tuple[Document, Translation]:
+    """The document in sections of ours, whichever it is written in."""
+    if not is_deepspeed_config(document.values):
+        return document, Translation({}, names={}, problems=(), unsettled=frozenset())
+    try:
+        translation = translate(document.values, world_size=world_size)
+    except RecursionError:
+        message = "contains itself, or is nested too deeply to be a config"
+        raise ConfigError([Problem("", message, source=document.source)]) from None
+    return replace(document, values=translation.values), translation
+
+
+def _with_source(
+    problem: Problem,
+    *,
+    document: Document,
+    overridden: frozenset[str],
+    names: Mapping[str, str],
+) -> Problem:
     for key in (problem.key, *problem.related):
         if any(_one_holds_the_other(key, other) for other in overridden):
             return replace(problem, key=key, source=COMMAND_LINE)
-    return replace(problem, source=document.source)
+    return replace(problem, key=_as_written(problem.key, names=names), source=document.source)
+
+
+def _as_written(key: str, *, names: Mapping[str, str]) -> str:
+    """A setting under the name that a DeepSpeed config has for it."""
+    for ours, theirs in names.items():
+        if key == ours or key.startswith((f"{ours}.", f"{ours}[")):
+            return (theirs + key.removeprefix(ours)).removeprefix(".") or key
+    return key
 
 
 def _one_holds_the_other(key: str, other: str) -> bool:

@@ -45,15 +45,11 @@ class NotYet:
 
 
 NOT_YET = (
-    NotYet("sharding.strategy", ("replicated",), "training state is not sharded yet"),
     NotYet("model.source", ("timm", "msam_scale"), "language models are not trained yet"),
     NotYet("model.pretrained", (False,), "no weights are loaded yet"),
-    NotYet("precision", ("float32", "bfloat16", "float64"), "it needs loss scaling"),
     NotYet("data.order", ("global",), "other sample orders are not built yet"),
     NotYet("data.cache_dir", (None,), "shards are read where they are"),
     NotYet("objective.phases", ([],), "a run keeps one algorithm"),
-    NotYet("training.compile", (False,), "the step runs uncompiled"),
-    NotYet("training.activation_checkpointing", (False,), "activations are kept; see batch.chunk"),
     NotYet("training.ema", (None,), "weights are not averaged yet"),
     NotYet("checkpoint.async", (False,), "checkpoints are written while training waits"),
 )

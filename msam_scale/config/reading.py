@@ -27,11 +27,13 @@ class Document:
         values: the top level; its values may be anything.
         source: name of the source in messages.
         name: name of a run that is given none.
+        folder: where the source is a file, its folder.
     """
 
     values: dict[Any, Any]
     source: str
     name: str
+    folder: Path | None = None
 
 
 def read_document(source: str | Path | Mapping[str, Any] | Config) -> Document:
@@ -53,7 +55,7 @@ def read_document(source: str | Path | Mapping[str, Any] | Config) -> Document:
     if not isinstance(values, dict):
         holds = "is empty" if values is None else f"holds {kind_of(values)}"
         raise _refusal(path, f"{holds}; a mapping of sections works, such as `batch: {{size: 64}}`")
-    return Document(values, source=str(source), name=path.stem)
+    return Document(values, source=str(source), name=path.stem, folder=path.parent)
 
 
 def _read_text(path: Path) -> str:

@@ -39,7 +39,10 @@ WITHOUT_EFFECT = [
         _WithoutEffect("training.eval_every", beside="data.val", value=None),
         _WithoutEffect("data.cache_limit", beside="data.cache_dir", value=None),
         _WithoutEffect("sharding.shard_group", beside="sharding.strategy", value="replicated"),
+        _WithoutEffect("sharding.shard_group", beside="sharding.strategy", value="zero1"),
+        _WithoutEffect("sharding.shard_group", beside="sharding.strategy", value="zero2"),
         _WithoutEffect("sharding.deepspeed", beside="sharding.strategy", value="replicated"),
+        _WithoutEffect("sharding.deepspeed", beside="sharding.strategy", value="fsdp"),
         _WithoutEffect("sharding.offload", beside="sharding.strategy", value="replicated"),
     )
 ]

@@ -6,6 +6,7 @@ micro-batch draw the same one, and so do runs with other chunks, ranks or shardi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 
 import torch
@@ -23,22 +24,39 @@ class KeyedMask(nn.Module):
     _forward_number = -1
     _num_calls = 0
 
-    def applies_to(self, inputs: torch.Tensor, *, probability: float) -> bool:
-        """Whether this call drops anything inside one of the engine's passes.
+    def drops(self, probability: float) -> bool:
+        """Whether the layer does anything that a mask decides; without, it compiles as torch's."""
+        return self.training and 0.0 < probability < 1.0
+
+    def applies_to(self, inputs: torch.Tensor) -> bool:
+        """Whether this call is in one of the engine's passes, on the chunk's samples.
 
         A tensor that is not made of the chunk's samples (its first dimension is no multiple of
         their number) cannot be keyed by sample. Such a call keeps torch's own mask, from the
         generators that the engine seeds by (seed, step, micro-batch, slice).
         """
         context = self.pass_context
-        if not (context.active and self.training and 0.0 < probability < 1.0):
+        if not context.active:
             return False
         return inputs.dim() > 0 and inputs.shape[0] % context.num_samples == 0
 
+    # The mask depends on what pass is running, which compiled code would have to be made anew for.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def masked(
-        self, inputs: torch.Tensor, *, probability: float, num_mask_dims: int, scale: bool = True
+        self,
+        inputs: torch.Tensor,
+        *,
+        otherwise: Callable[[torch.Tensor], torch.Tensor],
+        probability: float,
+        num_mask_dims: int,
+        scale: bool = True,
     ) -> torch.Tensor:
-        """Drops with this probability; the mask spans the first `num_mask_dims` dimensions."""
+        """Drops with this probability; the mask spans the first `num_mask_dims` dimensions.
+
+        Calls that no mask of ours applies to are `otherwise`'s.
+        """
+        if not self.applies_to(inputs):
+            return otherwise(inputs)
         shape = inputs.shape[:num_mask_dims] + (1,) * (inputs.dim() - num_mask_dims)
         numbers_per_sample = prod(shape) // self.pass_context.num_samples
         uniform = self.pass_context.sample_uniform(self.layer, self._call(), numbers_per_sample)
@@ -68,9 +86,11 @@ class KeyedDropout(KeyedMask, nn.Dropout):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Drops elements; any shape whose first dimension runs over the samples."""
-        if not self.applies_to(inputs, probability=self.p):
+        if not self.drops(self.p):
             return super().forward(inputs)
-        return self.masked(inputs, probability=self.p, num_mask_dims=inputs.dim())
+        return self.masked(
+            inputs, otherwise=super().forward, probability=self.p, num_mask_dims=inputs.dim()
+        )
 
 
 class KeyedDropout1d(KeyedMask, nn.Dropout1d):
@@ -78,9 +98,11 @@ class KeyedDropout1d(KeyedMask, nn.Dropout1d):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Drops channels of (samples, channels, length), rows of (samples, length) as torch."""
-        if not self.applies_to(inputs, probability=self.p):
+        if not self.drops(self.p):
             return super().forward(inputs)
-        return self.masked(inputs, probability=self.p, num_mask_dims=inputs.dim() - 1)
+        return self.masked(
+            inputs, otherwise=super().forward, probability=self.p, num_mask_dims=inputs.dim() - 1
+        )
 
 
 class KeyedDropout2d(KeyedMask, nn.Dropout2d):
@@ -88,9 +110,9 @@ class KeyedDropout2d(KeyedMask, nn.Dropout2d):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Drops channels of (samples, channels, height, width)."""
-        if not self.applies_to(inputs, probability=self.p):
+        if not self.drops(self.p):
             return super().forward(inputs)
-        return self.masked(inputs, probability=self.p, num_mask_dims=2)
+        return self.masked(inputs, otherwise=super().forward, probability=self.p, num_mask_dims=2)
 
 
 class KeyedDropout3d(KeyedMask, nn.Dropout3d):
@@ -98,9 +120,11 @@ class KeyedDropout3d(KeyedMask, nn.Dropout3d):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Drops channels of (samples, channels, depth, height, width); one dimension less: rows."""
-        if not self.applies_to(inputs, probability=self.p):
+        if not self.drops(self.p):
             return super().forward(inputs)
-        return self.masked(inputs, probability=self.p, num_mask_dims=inputs.dim() - 3)
+        return self.masked(
+            inputs, otherwise=super().forward, probability=self.p, num_mask_dims=inputs.dim() - 3
+        )
 
 
 class KeyedDropPath(KeyedMask, DropPath):
@@ -108,10 +132,14 @@ class KeyedDropPath(KeyedMask, DropPath):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Drops whole samples of a residual branch."""
-        if not self.applies_to(inputs, probability=self.drop_prob):
+        if not self.drops(self.drop_prob):
             return super().forward(inputs)
         return self.masked(
-            inputs, probability=self.drop_prob, num_mask_dims=1, scale=self.scale_by_keep
+            inputs,
+            otherwise=super().forward,
+            probability=self.drop_prob,
+            num_mask_dims=1,
+            scale=self.scale_by_keep,
         )
 
 

@@ -28,6 +28,10 @@ METRICS: dict[str, Metric] = {
     "lr": Metric("optimizer/learning_rate", "learning rate of the step"),
     "grad_norm": Metric("norm/gradient", "L2 norm of the averaged gradient before clipping"),
     "ascent_norm": Metric("norm/ascent", "mean L2 norm of the micro-batches' ascent gradients"),
+    "perturbation_fidelity": Metric(
+        "norm/perturbation_fidelity",
+        "part of the perturbation that the computing number format keeps; 1: all of it",
+    ),
     "skipped_steps": Metric("steps/skipped", "steps left out so far: a gradient was not finite"),
     "samples_per_second": Metric("speed/samples_per_second", "samples trained, over all ranks"),
     "step_milliseconds": Metric("speed/step_milliseconds", "mean wall time of an optimizer step"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -24,6 +25,16 @@ _PEAK_BY_DEVICE = {
     "B200": (2250e12, 75e12),
 }
 _MEASURED_SIZE, _MEASURED_TIMES = 1024, 5
+
+
+class Predicts(Protocol):
+    """The parts of an engine that counting operations needs."""
+
+    module: nn.Module
+
+    def predict(self, *inputs: Any, **named_inputs: Any) -> Any:
+        """A forward."""
+        ...
 
 
 class Throughput:
@@ -80,7 +91,7 @@ class Throughput:
 
 
 def measure_throughput(
-    model: nn.Module,
+    engine: Predicts,
     sample: torch.Tensor,
     *,
     batch_size: int,
@@ -88,10 +99,10 @@ def measure_throughput(
     num_devices: int,
     compute: torch.dtype,
 ) -> Throughput:
-    """Counts a model's operations and finds the devices' peak.
+    """Counts a model's operations and finds the devices' peak. Collective where forwards are.
 
     Args:
-        model: on its device.
+        engine: of the model.
         sample: an input with one sample in its first dimension, there too.
         batch_size: samples of a step over all ranks.
         num_passes: forward-backward passes over each sample: 2 with an ascent.
@@ -100,18 +111,18 @@ def measure_throughput(
     """
     return Throughput(
         batch_size=batch_size,
-        flops_per_sample=num_passes * flops_of_sample(model, sample),
+        flops_per_sample=num_passes * flops_of_sample(engine, sample),
         peak_flops=num_devices * peak_flops(sample.device, compute),
     )
 
 
-def flops_of_sample(model: nn.Module, sample: torch.Tensor) -> float:
+def flops_of_sample(engine: Predicts, sample: torch.Tensor) -> float:
     """Operations of a forward and backward of one sample, counted from the operators that run."""
-    was_training = model.training
-    model.eval()
+    was_training = engine.module.training
+    engine.module.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(sample)
-    model.train(was_training)
+        engine.predict(sample)
+    engine.module.train(was_training)
     return float(counter.get_total_flops() * _FORWARD_BACKWARD)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale.config import Config
+from msam_scale.config.deepspeed.optimizers import CLIENT_OPTIMIZER
 from msam_scale.config.sections.optimization import OptimizerSection
 from msam_scale.optimization.optimizers import (
     build_optimizer,
@@ -39,6 +40,11 @@ def optimizer_builder(config: Config, source: OptimizerSource | None = None) -> 
     Raises:
         UserError: the config's optimizer does not exist or would not take its arguments.
     """
+    if source is None and config.optimizer.name == CLIENT_OPTIMIZER:
+        raise UserError(
+            "optimizer.name: the config has no optimizer; pass optimizer= to initialize, or set "
+            "optimizer.name"
+        )
     if source is None or isinstance(source, type):
         section = config.optimizer
         for name in _ARGUMENTS:
@@ -48,7 +54,9 @@ def optimizer_builder(config: Config, source: OptimizerSource | None = None) -> 
                 )
         cls = optimizer_class(section.name if source is None else source)
         given = {name: getattr(section, name) for name in _ARGUMENTS}
-        arguments = optimizer_arguments(cls, given | section.args)
+        arguments = optimizer_arguments(
+            cls, given | section.args, of_dtensors=config.sharding.strategy == "fsdp"
+        )
         return lambda parameters: build_optimizer(parameters, cls=cls, arguments=arguments)
 
     def checked(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -65,7 +73,10 @@ def say_what_is_unused(config: Config, source: OptimizerSource | None) -> None:
         return
     names = ["name"] if isinstance(source, type) else ["name", *_ARGUMENTS, "args"]
     default = OptimizerSection()
-    unused = [n for n in names if getattr(config.optimizer, n) != getattr(default, n)]
+    expected = {name: getattr(default, name) for name in names}
+    if config.optimizer.name == CLIENT_OPTIMIZER:
+        expected["name"] = CLIENT_OPTIMIZER
+    unused = [name for name in names if getattr(config.optimizer, name) != expected[name]]
     if unused:
         _logger.warning(
             "The optimizer given to initialize goes before the config's: %s not used.",

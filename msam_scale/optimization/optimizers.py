@@ -14,6 +14,7 @@ from data_pipelines.registry import lookup
 
 # Needs a closure that re-evaluates the loss, or sparse gradients; the engine offers neither.
 _UNUSABLE = frozenset({"lbfgs", "sparseadam"})
+_FUSED_ON_DTENSORS = (torch.optim.Adam, torch.optim.AdamW)
 
 
 def _by_name() -> dict[str, type[torch.optim.Optimizer]]:
@@ -49,14 +50,19 @@ def optimizer_class(name: str | type[torch.optim.Optimizer]) -> type[torch.optim
 
 
 def optimizer_arguments(
-    cls: type[torch.optim.Optimizer], arguments: Mapping[str, Any]
+    cls: type[torch.optim.Optimizer], arguments: Mapping[str, Any], *, of_dtensors: bool = False
 ) -> dict[str, Any]:
     """Those arguments that are not None, checked against the constructor.
 
     A fused implementation is chosen where there is one: it can leave a step out on the device.
 
+    Args:
+        cls: the optimizer.
+        arguments: by name.
+        of_dtensors: it steps FSDP2's shards, for which torch has few fused implementations.
+
     Raises:
-        UserError: the constructor takes no argument of this name.
+        UserError: the constructor takes no argument of this name, or it cannot be fused.
     """
     parameters = inspect.signature(cls).parameters
     accepted = list(parameters)[1:]
@@ -71,7 +77,17 @@ def optimizer_arguments(
                 f"{section}.{name}: {cls.__name__} has no such argument and would ignore it; "
                 f"it takes {', '.join(accepted)}"
             )
-    if "fused" in accepted and not {"fused", "foreach", "differentiable"} & given.keys():
+    has_fused = not of_dtensors or cls in _FUSED_ON_DTENSORS
+    if given.get("fused") and not has_fused:
+        raise UserError(
+            f"optimizer.args.fused: torch has no fused {cls.__name__} of sharded parameters; "
+            "leave it out"
+        )
+    if (
+        has_fused
+        and "fused" in accepted
+        and not {"fused", "foreach", "differentiable"} & given.keys()
+    ):
         given["fused"] = True
     return given
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import cos, pi
+from typing import Any
 
 from data_pipelines.errors import UserError
+from msam_scale.config.deepspeed.schedules import SCHEDULE_ARGUMENTS
+from msam_scale.config.sections.optimization import ScheduleSection
+from msam_scale.optimization.deepspeed_schedules import DeepSpeedSchedule
+
+GroupSettings = Callable[[int], list[dict[str, Any]]]
+"""What a step, counted from 0, sets in each of the optimizer's parameter groups: `lr` above all."""
 
 # torch.optim.lr_scheduler.OneCycleLR's defaults.
 _ONE_CYCLE_START = 1 / 25
@@ -99,3 +106,29 @@ def build_schedule(
             f"schedule.warmup: {warmup} leaves nothing of {num_steps} steps; it must be shorter"
         )
     return lambda step: schedule.shape(step, steps, total)
+
+
+def check_schedule(section: ScheduleSection, *, num_steps: int | None) -> None:
+    """Raises what `bind_schedule` would raise, before there is an optimizer."""
+    bind_schedule(section, [{"lr": 1.0}], num_steps=num_steps)
+
+
+def bind_schedule(
+    section: ScheduleSection, groups: Sequence[Mapping[str, Any]], *, num_steps: int | None
+) -> GroupSettings:
+    """The schedule of a config for an optimizer.
+
+    Args:
+        section: names one of `SCHEDULES`, or one of DeepSpeed's.
+        groups: the optimizer's parameter groups as they are before training; their learning rates
+            are the peaks of ours.
+        num_steps: all steps of the run, where they are known.
+
+    Raises:
+        UserError: the schedule needs `num_steps`, or cannot be as asked.
+    """
+    if section.name in SCHEDULE_ARGUMENTS:
+        return DeepSpeedSchedule(section.name, section.args, groups=groups)
+    fraction = build_schedule(section.name, warmup=section.warmup, num_steps=num_steps)
+    peaks = [group["lr"] for group in groups]
+    return lambda step: [{"lr": peak * fraction(step)} for peak in peaks]

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msam_scale.sharding.fsdp import FullySharding
 from msam_scale.sharding.interface import Sharding, ShardingRequest
 from msam_scale.sharding.replicated import ReplicatedSharding
 
 __all__ = ["STRATEGIES", "Sharding", "ShardingRequest"]
 
+
+def _zero1_or_2(request: ShardingRequest) -> Sharding:
+    # Imported on call: DeepSpeed takes seconds to import.
+    from msam_scale.sharding.zero.partitioned_optimizer import OptimizerPartitioning
+
+    return OptimizerPartitioning(request)
+
+
+def _zero3(request: ShardingRequest) -> Sharding:
+    from msam_scale.sharding.zero.partitioned_parameters import ParameterPartitioning
+
+    return ParameterPartitioning(request)
+
+
 STRATEGIES: dict[str, Callable[[ShardingRequest], Sharding]] = {
     "replicated": ReplicatedSharding,
+    "fsdp": FullySharding,
+    "zero1": _zero1_or_2,
+    "zero2": _zero1_or_2,
+    "zero3": _zero3,
 }

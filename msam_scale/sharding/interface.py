@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,6 +10,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from msam_scale.batch_plan import BatchPlan
+from msam_scale.config import Config
+from msam_scale.precision import Precision
 from msam_scale.ranks import Ranks
 from msam_scale.sharding.flat_buffer import FlatBuffer
 
@@ -19,18 +22,29 @@ class ShardingRequest:
     """What a sharding is built from.
 
     Attributes:
-        model: on its device, in its precision.
+        model: with its keyed layers, on any device; parameters on the meta device have a recipe
+            (`materialization`) and get their values block by block.
+        blocks: the model's repeated layers, which are gathered, checkpointed and compiled one by
+            one.
         ranks: this process's place among all.
-        ascends: some step will perturb; without, no memory is held for it.
-        perturbation_group_size: G_p.
+        plan: the layout of a mini-batch, with G_s and G_p.
+        precision: of parameters and of what computes with them.
+        config: all settings; a sharding reads `sharding`, `precision` and `optimizer`.
         build_optimizer: makes the optimizer of the parameters it is given.
     """
 
     model: nn.Module
+    blocks: Sequence[nn.Module]
     ranks: Ranks
-    ascends: bool
-    perturbation_group_size: int
+    plan: BatchPlan
+    precision: Precision
+    config: Config
     build_optimizer: Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
+
+    @property
+    def ascends(self) -> bool:
+        """Whether some step will perturb; without, no memory is held for it."""
+        return self.config.objective.algorithm != "vanilla"
 
 
 class Sharding(Protocol):
@@ -38,18 +52,24 @@ class Sharding(Protocol):
 
     In a step the engine calls `begin_step`; for each micro-batch `ascent_pass`, an ascent rule on
     `ascent_gradient`, and `descent_pass` inside `perturbed`; and once at the end `gradient_norm`,
-    `clip` and `apply`. None of these waits for the device.
+    `clip` and `apply`.
 
     Attributes:
+        model: what a loss function calls: the model, or the wrapper that the backend needs.
         optimizer: steps this rank's shards; the engine sets the learning rates of its groups.
-        ascent_gradient: this rank's shard of ∇L_{S_j}(w), until an ascent rule turns it into ε⁽ʲ⁾.
+        ascent_gradient: this rank's shard of ∇L_{S_j}(w), float32 or wider, until an ascent rule
+            turns it into ε⁽ʲ⁾.
+        forward_is_collective: ranks that run a forward wait for each other, so that all have to
+            run equally many, in evaluation as well.
     """
 
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     ascent_gradient: FlatBuffer
+    forward_is_collective: bool
 
     def weights(self) -> Sequence[torch.Tensor]:
-        """This rank's shards of the parameters, aligned with `ascent_gradient.views`."""
+        """This rank's shards of w, in full precision, aligned with `ascent_gradient.views`."""
         ...
 
     def begin_step(self) -> None:
@@ -59,19 +79,29 @@ class Sharding(Protocol):
     def ascent_pass(self) -> AbstractContextManager[None]:
         """Backwards inside add to a cleared ascent gradient.
 
-        On leaving it is summed over the perturbation group.
+        On leaving it is summed over the perturbation group, and free of any loss scale.
         """
         ...
 
     def descent_pass(self, *, last: bool) -> AbstractContextManager[None]:
         """Backwards inside add to the accumulator.
 
-        On leaving the `last` pass of a step it is summed over all groups.
+        On leaving the `last` pass of a step it is summed over all groups, and free of any loss
+        scale.
         """
         ...
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Back-propagates; in the `last` backward of a pass gradients leave as they get ready."""
+        ...
+
+    def perturbation_fidelity(self) -> torch.Tensor:
+        """How much of ε⁽ʲ⁾ survives in the type that computes; called before `perturbed`.
+
+        Returns:
+            ⟨c(w + ε) - c(w), ε⟩ / ‖ε‖² over all shards, with c the rounding to that type: a
+            float64 scalar on the device, 1 where nothing is lost.
+        """
         ...
 
     def perturbed(self) -> AbstractContextManager[None]:
@@ -95,9 +125,43 @@ class Sharding(Protocol):
         ...
 
     def apply(self, skip: torch.Tensor) -> None:
-        """Steps the optimizer unless `skip`, a bool scalar on the device, equal on all ranks."""
+        """Steps the optimizer unless `skip`, a bool scalar on the device, equal on all ranks.
+
+        A loss scale falls after a skipped step and grows after enough others.
+        """
         ...
 
-    def full_state_dict(self) -> dict[str, torch.Tensor]:
-        """Whole parameters and buffers under their original names, as CPU tensors on each rank."""
+    def full_state_dict(self, *, first_rank_only: bool = False) -> dict[str, torch.Tensor]:
+        """Whole parameters and buffers under their original names, as CPU tensors. Collective.
+
+        Args:
+            first_rank_only: the other ranks get an empty dict, and hold no copy.
+        """
+        ...
+
+    def full_optimizer_state(self) -> dict[str, torch.Tensor]:
+        """Whole optimizer state as CPU tensors named `PARAMETER//STATE`, on rank 0. Collective.
+
+        Other ranks get an empty dict; plain numbers become tensors without dimensions.
+        """
+        ...
+
+    def load(
+        self, weights: Mapping[str, torch.Tensor], optimizer_state: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Takes what `full_state_dict` and `full_optimizer_state` gave, at any layout. Collective.
+
+        Settings of the optimizer, such as the learning rate, stay as they are.
+
+        Raises:
+            UserError: the tensors are another model's or another optimizer's.
+        """
+        ...
+
+    def counters(self) -> dict[str, float]:
+        """What else a checkpoint keeps: the loss scale and its age, where there is one."""
+        ...
+
+    def load_counters(self, counters: Mapping[str, float]) -> None:
+        """Takes what `counters` gave, also that of a backend without a loss scale."""
         ...

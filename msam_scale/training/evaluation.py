@@ -35,8 +35,8 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates the model as it is. Collective.
 
-    The loop holds no collective, so ranks may see different numbers of batches; the sums meet once
-    at the end.
+    The sums meet once at the end. Where a forward is collective, ranks with fewer batches than
+    others run forwards whose result nobody counts.
 
     Args:
         engine: its model is put back in training mode afterwards.
@@ -59,15 +59,23 @@ def evaluate(
     with torch.no_grad():
         for images, labels in loader:
             labels = labels.to(device, non_blocking=True)
-            with engine.autocast():
-                logits = engine(prepare(images.to(device, non_blocking=True)))
+            logits = engine.predict(prepare(images.to(device, non_blocking=True)))
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             sums[0] += F.cross_entropy(logits, labels, reduction="sum")
             sums[1] += (logits.argmax(dim=1) == labels).sum()
             sums[2] += len(labels)
+        if engine.forward_is_collective:
+            most = loader.num_blocks_of(0)
+            for _ in range(most - len(loader)):
+                engine.predict(prepare(_blank_image(index, device=device)))
     engine.train()
     if engine.ranks.world is not None:
         dist.all_reduce(sums, group=engine.ranks.world)
     loss, correct, count = sums.tolist()
     assert count == index.num_samples, f"evaluated {count} of {index.num_samples} samples"
     return Evaluation(loss=loss / count, accuracy=correct / count, samples=int(count))
+
+
+def _blank_image(index: SampleIndex, *, device: torch.device) -> torch.Tensor:
+    assert index.image_shape is not None, "prepare_run refuses images of several sizes"
+    return torch.zeros((1, *index.image_shape), dtype=torch.uint8, device=device)

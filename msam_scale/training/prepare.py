@@ -15,7 +15,7 @@ from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config, load_config
 from msam_scale.initialization import batch_plan, check_batch_norm
 from msam_scale.models import ModelRequest, build_model, check_model_name
-from msam_scale.optimization import build_schedule
+from msam_scale.optimization import check_schedule
 from msam_scale.optimization.from_config import optimizer_builder
 from msam_scale.training.findings import Findings
 from msam_scale.training.run_folder import RunFolder
@@ -85,9 +85,7 @@ def prepare_run(
             steps_per_epoch = _steps_per_epoch(config, train_index)
             num_steps = config.training.steps or steps_per_epoch * (config.training.epochs or 0)
             with findings.collected("schedule.warmup"):
-                build_schedule(
-                    config.schedule.name, warmup=config.schedule.warmup, num_steps=num_steps
-                )
+                check_schedule(config.schedule, num_steps=num_steps)
     resumes_elsewhere = config.checkpoint.resume not in ("auto", "never")
     with findings.collected("checkpoint.resume" if resumes_elsewhere else "run.name"):
         fingerprint = None if train_index is None else train_index.fingerprint

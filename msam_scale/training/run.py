@@ -96,11 +96,12 @@ class _Run:
         engine.train()
         while engine.num_steps_done < num_steps:
             learning_rate = engine.learning_rate
-            result = engine.train_step(batches)
+            step = engine.num_steps_done + 1
+            reports = step % config.monitor.every == 0 or step == num_steps
+            result = engine.train_step(batches, measure_fidelity=reports)
             self._throughput.count()
             self._monitor.advance()
-            step = engine.num_steps_done
-            if step % config.monitor.every == 0 or step == num_steps:
+            if reports:
                 self._report(result, learning_rate)
             if step % eval_every == 0 and step < num_steps:
                 self._evaluate()
@@ -125,13 +126,17 @@ class _Run:
         self._lock = self._prepared.folder.start(self._config)
 
     def _report(self, result: StepResult, learning_rate: float) -> None:
-        ascends = self._config.objective.algorithm != "vanilla"
+        ascent: dict[str, float] = {}
+        if self._config.objective.algorithm != "vanilla":
+            ascent["ascent_norm"] = result.ascent_norm
+            if (fidelity := result.perturbation_fidelity) is not None:
+                ascent["perturbation_fidelity"] = fidelity
         self._report_line(
             "train",
             loss=result.loss,
             lr=learning_rate,
             grad_norm=result.grad_norm,
-            **({"ascent_norm": result.ascent_norm} if ascends else {}),
+            **ascent,
             skipped_steps=self._engine.skipped_steps.total,
             peak_memory_gib=peak_memory_gib(self._engine.ranks.device),
             **self._throughput.read(),
@@ -207,7 +212,7 @@ class _Run:
         assert shape is not None
         image = torch.zeros((1, *shape), dtype=torch.uint8, device=self._engine.ranks.device)
         return measure_throughput(
-            self._engine.module,
+            self._engine,
             self._prepare(image),
             batch_size=self._engine.plan.batch_size,
             num_passes=1 if self._config.objective.algorithm == "vanilla" else 2,

@@ -15,15 +15,11 @@ from msam_scale.errors import UserError
 
 GOOD: dict[str, Any] = {"batch.size": 64, "objective.micro_batches": 8}
 NOT_AVAILABLE: dict[str, Any] = {
-    "sharding.strategy": "zero3",
     "model.source": "transformers",
     "model.pretrained": True,
-    "precision": "float16",
     "data.order": "lanes",
     "data.cache_dir": "/cache",
     "objective.phases": [{"until": 0.5, "algorithm": "vanilla"}],
-    "training.compile": True,
-    "training.activation_checkpointing": True,
     "training.ema": 0.99,
     "checkpoint.async": True,
 }

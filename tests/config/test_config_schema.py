@@ -20,11 +20,12 @@ SECTIONS = {
     "objective": "algorithm micro_batches rho ascent phases max_skipped_steps",
     "batch": "size chunk norm_samples",
     "optimizer": "name lr momentum weight_decay clip_norm args",
-    "schedule": "name warmup",
-    "training": "epochs steps label_smoothing eval_every compile activation_checkpointing ema",
-    "sharding": "strategy shard_group deepspeed offload",
+    "schedule": "name warmup args",
+    "training": "epochs steps label_smoothing eval_every compile activation_checkpointing "
+    "loss_scale ema",
+    "sharding": "strategy shard_group blocks deepspeed offload",
     "checkpoint": "every keep async resume",
-    "monitor": "every tensorboard jsonl progress",
+    "monitor": "every tensorboard deepspeed_tensorboard jsonl progress",
 }
 
 

@@ -13,8 +13,10 @@ class OptimizerSection(Section):
     """The optimizer that takes the averaged gradient."""
 
     name: Text = "sgd"
-    """Name of the optimizer, for example `sgd` or `adamw`. `sgd` by default, as in the paper's
-    image experiments."""
+    """Name of the optimizer: one of torch.optim in lower case, for example `sgd` or `adamw`; with
+    ZeRO also DeepSpeed's own `deepspeed_adam`, `deepspeed_adamw`, `deepspeed_lion` and
+    `deepspeed_adagrad`; or `client`, the optimizer that code passes to `initialize`. `sgd` by
+    default, as in the paper's image experiments."""
 
     lr: Annotated[float, Field(ge=0)] | None = None
     """Learning rate at the top of the schedule; 0 leaves the weights as they are. Training from the
@@ -41,14 +43,57 @@ class OptimizerSection(Section):
 class ScheduleSection(Section):
     """How the learning rate changes from step to step."""
 
-    name: Literal["one_cycle", "cosine", "linear", "constant"] = "constant"
+    name: Literal[
+        "one_cycle",
+        "cosine",
+        "linear",
+        "constant",
+        "LRRangeTest",
+        "OneCycle",
+        "WarmupLR",
+        "WarmupDecayLR",
+        "WarmupCosineLR",
+    ] = "constant"
     """Shape of the learning rate over all steps: up and down again, down a half cosine, down a
-    straight line, or unchanged. `constant` by default, because it needs no knowledge of the run's
-    length."""
+    straight line, or unchanged; or a schedule of DeepSpeed under DeepSpeed's name. `constant` by
+    default, because it needs no knowledge of the run's length."""
 
     warmup: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0, lt=1)] = 0
     """Length of the linear rise at the start: a whole number is optimizer steps, a fraction
-    below 1 is that part of all steps. 0 by default: no rise."""
+    below 1 is that part of all steps. 0 by default: no rise. DeepSpeed's schedules have arguments
+    for it instead."""
+
+    args: Arguments = Field(default_factory=dict)
+    """Arguments of a DeepSpeed schedule, those of `scheduler.params` in a DeepSpeed config, for
+    example `{warmup_num_steps: 100, total_num_steps: 1000}`. Where they set the rate itself,
+    `optimizer.lr` is left out. Empty by default: DeepSpeed's own defaults."""
+
+
+class LossScaleSection(Section):
+    """How the loss is multiplied up before a float16 backward, so that small gradients survive.
+
+    The rule is that of DeepSpeed's `fp16` section: the scale halves after an overflow and doubles
+    after enough steps without one.
+    """
+
+    static: Annotated[float, Field(gt=0)] | None = None
+    """A scale that stays as it is. `null`, the default: one that adapts itself."""
+
+    initial_power: Annotated[int, Field(ge=0, le=127)] = 16
+    """The first scale, as a power of two. 16 by default, as in DeepSpeed: 65536."""
+
+    window: Count = 1000
+    """Steps without an overflow after which the scale doubles. 1000 by default."""
+
+    hysteresis: Count = 2
+    """Overflows until the scale halves; earlier ones only skip their step. 2 by default."""
+
+    consecutive_hysteresis: bool = False
+    """Every step without an overflow starts that count anew, not only one that doubles the scale.
+    Off by default."""
+
+    min: Annotated[float, Field(gt=0)] = 1.0
+    """The scale falls no lower. 1 by default."""
 
 
 class TrainingSection(Section):
@@ -74,9 +119,15 @@ class TrainingSection(Section):
     """Compile the model with `torch.compile`. Off by default: the first step takes long, and not
     every model compiles."""
 
-    activation_checkpointing: bool = False
-    """Compute activations again in the backward pass instead of keeping them: less memory, about a
-    third more computation. Off by default."""
+    activation_checkpointing: bool | Annotated[int, Field(ge=2)] = False
+    """Compute activations of the model's blocks again in the backward pass instead of keeping them:
+    less memory, about a third more computation. A whole number n does so in every n-th block only.
+    Off by default."""
+
+    loss_scale: LossScaleSection = Field(default_factory=LossScaleSection)
+    """Loss scaling, with `precision: float16`: a mapping with `static`, or with `initial_power`,
+    `window`, `hysteresis`, `consecutive_hysteresis` and `min`, which mean what they do in
+    DeepSpeed's `fp16` section. DeepSpeed's defaults by default."""
 
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay, for each step, of an exponential moving average of the weights that is evaluated and

@@ -20,12 +20,17 @@ class ShardingSection(Section):
     (`zero1`), gradients too (`zero2`), parameters too (`zero3`)."""
 
     shard_group: Count | None = None
-    """Ranks that together hold one copy of the parameters, for example those of one node. `null`,
-    the default: all ranks."""
+    """Ranks that together hold one copy of the parameters, for example those of one node, with
+    `fsdp` and `zero3`. It divides the number of ranks. `null`, the default: all ranks."""
+
+    blocks: tuple[Text, ...] | None = Field(default=None, strict=False)
+    """Class names of the model's repeated layers, which are gathered, checkpointed and compiled one
+    by one. `null`, the default: they are found."""
 
     deepspeed: Text | Arguments | None = None
     """DeepSpeed settings that are merged into those this config leads to: the path of a JSON file,
-    or the settings themselves. `null`, the default: nothing to merge."""
+    looked for beside this config first, or the settings themselves. What both decide has to agree.
+    `null`, the default: nothing to merge."""
 
     offload: bool = False
     """Keep optimizer state (and sharded parameters) in host memory. Off by default: it saves device
@@ -62,6 +67,12 @@ class MonitorSection(Section):
     tensorboard: bool = True
     """Write TensorBoard event files into the run's folder. On by default: they cost next to
     nothing."""
+
+    deepspeed_tensorboard: Text | None = None
+    """Folder that gets TensorBoard event files with DeepSpeed's names by number of samples:
+    `Train/Samples/lr` at every step, `Train/Samples/train_loss` at every report. It is
+    `output_path`/`job_name` of a DeepSpeed config's `tensorboard` section. `null`, the default:
+    none."""
 
     jsonl: bool = True
     """Write `metrics.jsonl` into the run's folder, one JSON object for each report. On by default:

@@ -1,0 +1,50 @@
+"""Activation checkpointing and compilation of a model's blocks, in place and under their names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+
+@dataclass(frozen=True)
+class _WrappedForward:
+    """Stands in for a block's forward; hooks of the block, FSDP2's among them, stay outside."""
+
+    original: Callable[..., Any]
+    call: Callable[..., Any]
+
+    def __call__(self, *inputs: Any, **named_inputs: Any) -> Any:
+        return self.call(*inputs, **named_inputs)
+
+
+def wrap_blocks(
+    model: nn.Module, blocks: Sequence[nn.Module], *, checkpoint_every: int | None, compiles: bool
+) -> None:
+    """Compiles the blocks, and makes some of them compute their activations twice.
+
+    A checkpointed block keeps its inputs only. Both of its forwards draw the same random numbers:
+    keyed layers by their key, others because `torch.utils.checkpoint` restores the generators.
+
+    Args:
+        model: what an earlier engine has wrapped in it is unwrapped first.
+        blocks: of the model.
+        checkpoint_every: every how many blocks one is checkpointed; None: none.
+        compiles: whether their forwards are compiled. Equal blocks share the compiled code.
+    """
+    for module in model.modules():
+        if isinstance(module.forward, _WrappedForward):
+            module.forward = module.forward.original
+    for index, block in enumerate(blocks):
+        call = original = block.forward
+        if compiles:
+            call = torch.compile(call)
+        if checkpoint_every is not None and index % checkpoint_every == 0:
+            call = partial(checkpoint, call, use_reentrant=False)
+        if call is not original:
+            block.forward = _WrappedForward(original, call)

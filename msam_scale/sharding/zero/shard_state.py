@@ -1,0 +1,147 @@
+"""ZeRO-3's state, whole and back: every tensor gathered from the flat shards of its group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from msam_scale.sharding.state import STATE_SEPARATOR, state_keys
+from msam_scale.sharding.zero import private_api
+
+
+class ShardState:
+    """Where each parameter's shard lies in DeepSpeed's flat tensors.
+
+    Args:
+        engine: DeepSpeed's.
+        model: its parameters are sharded.
+        group: the ranks that share them.
+        frozen: full-precision shards of the parameters that are not trained, among others.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        model: nn.Module,
+        *,
+        group: dist.ProcessGroup,
+        frozen: Mapping[nn.Parameter, torch.Tensor],
+    ) -> None:
+        self._model, self._group = model, group
+        self._places: dict[nn.Parameter, tuple[torch.Tensor, int, int]] = {}
+        self._keys: dict[nn.Parameter, torch.Tensor] = {}  # of the optimizer's state
+        for key, flat, parameters in zip(
+            private_api.stepped_tensors(engine),
+            private_api.master_shards(engine),
+            private_api.sub_groups(engine),
+            strict=True,
+        ):
+            start = 0
+            for parameter in parameters:
+                length = private_api.shard_numel(parameter)
+                self._places[parameter], self._keys[parameter] = (flat, start, length), key
+                start += length
+        self._frozen = {p: shard for p, shard in frozen.items() if p not in self._places}
+
+    def set_masters(self, shards: Mapping[nn.Parameter, torch.Tensor]) -> None:
+        """Writes float32 shards into the masters."""
+        with torch.no_grad():
+            for parameter, (flat, start, length) in self._places.items():
+                flat[start : start + length].copy_(shards[parameter])
+
+    def full_state_dict(self, *, keeps: bool) -> dict[str, torch.Tensor]:
+        """Parameters in full precision and buffers under their own names, as CPU tensors."""
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        whole: dict[str, torch.Tensor] = {}
+        for name, value in self._model.state_dict().items():
+            parameter = parameters.get(name)
+            tensor = value if parameter is None else self._whole(parameter, self._shard(parameter))
+            if keeps:
+                whole[name] = tensor.detach().to("cpu", copy=True)
+        return whole
+
+    def full_optimizer_state(
+        self, optimizer: torch.optim.Optimizer, *, keeps: bool
+    ) -> dict[str, torch.Tensor]:
+        """The state as CPU tensors named `PARAMETER//STATE`."""
+        whole: dict[str, torch.Tensor] = {}
+        for name, parameter in self._trained():
+            flat, start, length = self._places[parameter]
+            for key, value in optimizer.state.get(self._keys[parameter], {}).items():
+                if value is None:
+                    continue
+                tensor = torch.as_tensor(value)
+                if tensor.numel() == flat.numel() and key != "step":
+                    shard = tensor.flatten()[start : start + length]
+                    tensor = self._whole(parameter, shard)
+                if keeps:
+                    entry = f"{name}{STATE_SEPARATOR}{key}"
+                    whole[entry] = tensor.detach().to("cpu", copy=True).contiguous()
+        return whole
+
+    def load(
+        self,
+        optimizer: torch.optim.Optimizer,
+        weights: Mapping[str, torch.Tensor],
+        optimizer_state: Mapping[str, torch.Tensor],
+    ) -> None:
+        """Takes this rank's shards of whole tensors into masters, buffers and optimizer."""
+        keys = state_keys(optimizer_state, names=[name for name, _ in self._trained()])
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        with torch.no_grad():
+            for name, value in self._model.state_dict().items():
+                if (parameter := parameters.get(name)) is None:
+                    value.copy_(weights[name])
+                    continue
+                self._shard(parameter).copy_(self._part(parameter, weights[name]))
+                if parameter in self._frozen:
+                    private_api.own_shard(parameter).copy_(self._frozen[parameter])
+            for name, parameter in self._trained():
+                flat, start, length = self._places[parameter]
+                for key in keys.get(name, ()):
+                    whole = optimizer_state[f"{name}{STATE_SEPARATOR}{key}"]
+                    state = optimizer.state[self._keys[parameter]]
+                    if key == "step" or whole.shape != private_api.whole_shape(parameter):
+                        private_api.set_number(state, key, whole)
+                        continue
+                    if not isinstance(state.get(key), torch.Tensor):
+                        state[key] = torch.zeros_like(flat)
+                    part = self._part(parameter, whole)
+                    state[key].view(-1)[start : start + length].copy_(part)
+
+    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, parameter in self._model.named_parameters():
+            if parameter in self._places:
+                yield name, parameter
+
+    def _shard(self, parameter: nn.Parameter) -> torch.Tensor:
+        if parameter in self._frozen:
+            return self._frozen[parameter]
+        flat, start, length = self._places[parameter]
+        return flat[start : start + length]
+
+    def _whole(self, parameter: nn.Parameter, shard: torch.Tensor) -> torch.Tensor:
+        shape = private_api.whole_shape(parameter)
+        shard = shard.detach().to(_device_of(self._group)).contiguous()
+        shards = [torch.empty_like(shard) for _ in range(dist.get_world_size(self._group))]
+        dist.all_gather(shards, shard, group=self._group)
+        return torch.cat(shards)[: shape.numel()].view(shape)
+
+    def _part(self, parameter: nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
+        length = private_api.shard_numel(parameter)
+        start = dist.get_rank(self._group) * length
+        shard = whole.flatten()[start : start + length]
+        padded = shard.new_zeros(length)
+        padded[: shard.numel()] = shard
+        return padded
+
+
+def _device_of(group: dist.ProcessGroup) -> torch.device:
+    """Where a group's backend can send from."""
+    if dist.get_backend(group) == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
