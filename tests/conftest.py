@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rank_pool import OnRanks, RankPool
+from report import tables
 
 torch.set_num_threads(1)
 
@@ -31,3 +32,9 @@ def on_ranks(pools: dict[int, RankPool]) -> OnRanks:
         return pools[size].run(function, *arguments, **named)
 
     return run
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Prints what the tests have measured."""
+    for line in tables():
+        terminalreporter.write_line(line)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
+from transformers import BertConfig, BertModel
 
 from msam_scale.models.wide_resnet import WideResNet
 
@@ -20,12 +22,14 @@ class OddModel(nn.Module):
     """LayerNorm, attention, convolution, and every kind of parameter that needs care.
 
     Odd sizes leave gaps in flat buffers; `scale` has no dimensions; `mix` is used twice (tied);
-    `rare` serves only few samples, so whole micro-batches leave it without a gradient; `idle` is
-    never used; `frozen` is not trained; `filters` is laid out channels last.
+    `rare` serves only few samples, so whole micro-batches, and some ranks, leave it without a
+    gradient, unless the model `uses_all`; `idle` is never used; `frozen` is not trained; `filters`
+    is laid out channels last.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, uses_all: bool = False) -> None:
         super().__init__()
+        self.uses_all = uses_all
         self.filters = nn.Conv2d(3, 7, kernel_size=3, stride=2).to(
             memory_format=torch.channels_last
         )
@@ -50,6 +54,8 @@ class OddModel(nn.Module):
         tokens = tokens + self.scale * self.tied(torch.tanh(self.frozen(tokens)))
         features = self.norm2(tokens).mean(1)
         chosen = images[:, 0, 0, 0] > 1.2
+        if self.uses_all:
+            return self.head(features + chosen[:, None] * self.rare(features))  # type: ignore[no-any-return]
         if chosen.any():
             extra = self.rare(features[chosen]).to(features.dtype)
             features = features.index_add(0, chosen.nonzero().flatten(), extra)
@@ -75,12 +81,37 @@ def _dropout_vit() -> nn.Module:
     )
 
 
+class TextClassifier(nn.Module):
+    """A BERT encoder from transformers, with dropout, that reads an image's pixels as tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=16,
+            hidden_dropout_prob=0.2,
+            attention_probs_dropout_prob=0.0,  # inside fused attention, keyed by slice
+        )
+        self.encoder = BertModel(config)
+        self.head = nn.Linear(16, NUM_CLASSES)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        tokens = (images.flatten(1)[:, :12] * 12 + 25).long().clamp(0, 49)
+        return self.head(self.encoder(tokens).last_hidden_state[:, 0])  # type: ignore[no-any-return]
+
+
 def _linear() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, NUM_CLASSES))
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "odd": OddModel,
+    "odd, all of it used": partial(OddModel, uses_all=True),
+    "bert": TextClassifier,
     "wide_resnet": _wide_resnet,
     "dropout_vit": _dropout_vit,
     "linear": _linear,

@@ -16,7 +16,12 @@ from msam_scale.initialization import initialize
 from msam_scale.ranks import join
 from msam_scale.sharding.replicated import ReplicatedSharding
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.float32}
+_DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.float32,
+    "float16": torch.float32,
+}
 SGD: dict[str, Any] = {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
 # The key's bias in softmax attention has a gradient of exactly zero, up to rounding. AdamW divides
 # that noise by its own size plus eps; an eps far above the noise (1e-17 in float64, 1e-9 in
@@ -42,6 +47,8 @@ def settings(
     batch_size: int = BATCH_SIZE,
     max_skipped_steps: int = 10,
     seed: int = 7,
+    strategy: str = "replicated",
+    **sharding: Any,
 ) -> dict[str, Any]:
     """A config for `initialize`, from the few settings that tests vary."""
     objective: dict[str, Any] = {"algorithm": algorithm, "max_skipped_steps": max_skipped_steps}
@@ -55,6 +62,7 @@ def settings(
         "batch": {"size": batch_size, "chunk": chunk, "norm_samples": norm_samples},
         "optimizer": {**(SGD if optimizer is None else optimizer), "clip_norm": clip_norm},
         "precision": precision,
+        "sharding": {"strategy": strategy, **sharding},
     }
 
 

@@ -52,7 +52,7 @@ class RankPool:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def run(
-        self, function: Callable[..., Any], *arguments: Any, timeout: float = 120.0, **named: Any
+        self, function: Callable[..., Any], *arguments: Any, timeout: float = 300.0, **named: Any
     ) -> list[Any]:
         """Calls `function(*arguments, **named)` on every rank.
 

@@ -3,46 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from engine_models import build_model, mini_batch
+from engine_models import build_model
 from engine_runs import ADAMW, SGD, Outcome, Run, outcomes_of, relative_difference, settings
 from rank_pool import OnRanks
-from reference import Reference, reference_run
+from reference import Reference
+from references import reference_for
 
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 SIZES = (1, 2, 4)
-
-
-@cache
-def _reference(
-    model: str,
-    micro_batches: int,
-    *,
-    optimizer: str = "sgd",
-    clip_norm: float | None = None,
-    norm_samples: int | None = None,
-    rho: float | None = 0.1,
-) -> Reference:
-    def build(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-        if optimizer == "sgd":
-            return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.01)
-        return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.05, eps=1e-5)
-
-    return reference_run(
-        build_model(model).double(),
-        mini_batch=mini_batch,
-        steps=10,
-        micro_batches=micro_batches,
-        rho=rho,
-        build_optimizer=build,
-        clip_norm=clip_norm,
-        norm_samples=norm_samples,
-        seed=7,
-    )
 
 
 def _check(outcome: Outcome, reference: Reference, *, bound: float = 1e-9) -> None:
@@ -67,15 +39,16 @@ def _check_all(size: int, on_ranks: OnRanks, runs: list[tuple[Run, Reference]]) 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("chunk", [None, 3], ids=["whole", "chunks of 3"])
-def test_sgd_follows_the_reference(size: int, chunk: int | None, on_ranks: OnRanks) -> None:
+def test_sgd_follows_thereference_for(size: int, chunk: int | None, on_ranks: OnRanks) -> None:
     runs = [
-        (Run(settings(micro_batches=m, chunk=chunk)), _reference("odd", m)) for m in MICRO_BATCHES
+        (Run(settings(micro_batches=m, chunk=chunk)), reference_for("odd", m))
+        for m in MICRO_BATCHES
     ]
     _check_all(size, on_ranks, runs)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_adamw_and_clipping_follow_the_reference(size: int, on_ranks: OnRanks) -> None:
+def test_adamw_and_clipping_follow_thereference_for(size: int, on_ranks: OnRanks) -> None:
     kinds: list[dict[str, Any]] = [
         {"optimizer": "sgd", "clip_norm": 0.3},
         {"optimizer": "adamw", "clip_norm": None},
@@ -88,7 +61,7 @@ def test_adamw_and_clipping_follow_the_reference(size: int, on_ranks: OnRanks) -
             config = settings(
                 micro_batches=m, chunk=5, optimizer=optimizer, clip_norm=kind["clip_norm"]
             )
-            reference = _reference("odd", m, **kind)
+            reference = reference_for("odd", m, **kind)
             # Else clipping would go untested.
             assert max(reference.gradient_norms) > 0.6
             runs.append((Run(config), reference))
@@ -96,24 +69,24 @@ def test_adamw_and_clipping_follow_the_reference(size: int, on_ranks: OnRanks) -
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_vanilla_and_sam_follow_the_reference(size: int, on_ranks: OnRanks) -> None:
+def test_vanilla_and_sam_follow_thereference_for(size: int, on_ranks: OnRanks) -> None:
     runs = [
-        (Run(settings(algorithm="vanilla", chunk=3)), _reference("odd", 1, rho=None)),
-        (Run(settings(algorithm="vanilla", micro_batches=4)), _reference("odd", 4, rho=None)),
-        (Run(settings(algorithm="sam", chunk=3)), _reference("odd", 1)),
+        (Run(settings(algorithm="vanilla", chunk=3)), reference_for("odd", 1, rho=None)),
+        (Run(settings(algorithm="vanilla", micro_batches=4)), reference_for("odd", 4, rho=None)),
+        (Run(settings(algorithm="sam", chunk=3)), reference_for("odd", 1)),
     ]
     _check_all(size, on_ranks, runs)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_ghost_batch_norm_and_its_running_statistics_follow_the_reference(
+def test_ghost_batch_norm_and_its_running_statistics_follow_thereference_for(
     size: int, on_ranks: OnRanks
 ) -> None:
     runs = []
     for m, norm_samples, chunk in ((1, 4, None), (2, 8, 8), (4, None, None), (4, 4, 4), (8, 2, 4)):
         config = settings(micro_batches=m, norm_samples=norm_samples, chunk=chunk)
         run = Run(config, model="wide_resnet")
-        runs.append((run, _reference("wide_resnet", m, norm_samples=norm_samples)))
+        runs.append((run, reference_for("wide_resnet", m, norm_samples=norm_samples)))
     by_rank = on_ranks(size, outcomes_of, [run for run, _ in runs])
     for outcomes in by_rank:
         for outcome, (_, reference) in zip(outcomes, runs, strict=True):
@@ -129,13 +102,13 @@ def test_ghost_batch_norm_and_its_running_statistics_follow_the_reference(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_masks_of_dropout_and_stochastic_depth_follow_the_reference(
+def test_masks_of_dropout_and_stochastic_depth_follow_thereference_for(
     size: int, on_ranks: OnRanks
 ) -> None:
     runs = []
     for m, chunk in ((1, None), (1, 3), (4, None), (4, 3), (16, 1)):
         run = Run(settings(micro_batches=m, chunk=chunk), model="dropout_vit")
-        runs.append((run, _reference("dropout_vit", m)))
+        runs.append((run, reference_for("dropout_vit", m)))
     _check_all(size, on_ranks, runs)
 
 
@@ -157,5 +130,5 @@ def test_float32_does_not_depend_on_ranks_and_chunks(
 
 def test_the_reference_tells_micro_batches_apart() -> None:
     """What passes above passes for one m only."""
-    one, two = _reference("odd", 1), _reference("odd", 2)
+    one, two = reference_for("odd", 1), reference_for("odd", 2)
     assert relative_difference(one.state, expected=two.state, start=two.start) > 1e-3

@@ -85,8 +85,7 @@ class OptimizerPartitioning(ReplicatedSharding):
         if bool(skip):
             private_api.drop_reduced_gradients(self._engine)
         else:
-            with private_api.prepared_for_start():
-                self._engine.step()
+            self._engine.step()
         if self._loss_scale is not None:
             self._loss_scale.update(skip)
 

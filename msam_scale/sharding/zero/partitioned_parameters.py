@@ -153,8 +153,7 @@ class ParameterPartitioning:
 
     def backward(self, loss: torch.Tensor, *, last: bool) -> None:
         """Back-propagates through DeepSpeed's engine, which reduces and scatters."""
-        with private_api.prepared_for_start():
-            self._engine.backward(loss.float() * self._num_averaged, scale_wrt_gas=False)
+        self._engine.backward(loss.float() * self._num_averaged, scale_wrt_gas=False)
         private_api.finish_backward(self._engine)
 
     def perturbation_fidelity(self) -> torch.Tensor:
@@ -248,11 +247,10 @@ class ParameterPartitioning:
         scaler.cur_iter = int(counters["step"])
 
     def _step(self) -> None:
-        with private_api.prepared_for_start():
-            self._engine.step()
+        self._engine.step()
 
     def _set_computing(self, shards: list[torch.Tensor]) -> None:
-        with torch.no_grad(), private_api.prepared_for_start():
+        with torch.no_grad():
             private_api.release_gathered(self._engine)
             torch._foreach_copy_(self._computing, shards)
             private_api.refresh_gathered(self._engine)

@@ -36,28 +36,24 @@ def check_deepspeed() -> None:
         )
 
 
-@contextmanager
-def prepared_for_start() -> Iterator[None]:
-    """DeepSpeed's set-up, without a compilation that ranks on a CPU would wait for in turn.
+def prepare_process() -> None:
+    """What DeepSpeed needs of a process, and what it is to leave alone.
 
-    On a CPU `init_distributed` builds a shared-memory collective with a C++ compiler, under a lock
-    that a killed build leaves behind. gloo does without it.
+    It reads its device's number from LOCAL_RANK, in every forward; launchers set it. On a CPU its
+    `init_distributed` would build a collective with a C++ compiler, under a lock that a killed
+    build leaves behind; gloo does without it. It calls names that torch has deprecated, at which
+    a user can do nothing.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
-    if get_accelerator().device_name() == "cpu":
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    with warnings.catch_warnings():
-        # Deprecated torch.distributed names that DeepSpeed calls; nothing a user could do.
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
-def name_device() -> None:
-    """DeepSpeed reads its device's number from LOCAL_RANK, in every forward; launchers set it."""
     index = torch.cuda.current_device() if torch.cuda.is_available() else 0
     os.environ.setdefault("LOCAL_RANK", str(index))
+    if get_accelerator().device_name() == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    warnings.filterwarnings(
+        "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
+    )
 
 
 # Stages 1 and 2.
@@ -97,11 +93,10 @@ def hold_back_reduction(engine: Any) -> None:
 
 def reduce_gradients(engine: Any) -> None:
     """Averages the `parameter.grad` of all parameters, once, and keeps this rank's pieces."""
-    with prepared_for_start():
-        engine.optimizer._coalesce_grad_reduction = False
-        with engine.coalesce_grad_reduction():
-            pass
-        hold_back_reduction(engine)
+    engine.optimizer._coalesce_grad_reduction = False
+    with engine.coalesce_grad_reduction():
+        pass
+    hold_back_reduction(engine)
 
 
 def refresh_masters(engine: Any) -> None:
@@ -158,7 +153,7 @@ def shard_module(
     scalars = [p for p in module.parameters() if p.dim() == 0 and not is_sharded(p)]
     for parameter in scalars:
         parameter.data = parameter.data.view(1)
-    with prepared_for_start(), only_errors_logged():
+    with only_errors_logged():
         deepspeed.zero.Init(
             module=module, data_parallel_group=group, config_dict_or_path=settings, dtype=dtype
         )

@@ -55,11 +55,7 @@ def start_engine(
 
     optimizer = request.build_optimizer(parameters)
     _check_elementwise(optimizer)
-    with (
-        private_api.prepared_for_start(),
-        private_api.only_errors_logged(),
-        private_api.without_broadcast(),
-    ):
+    with private_api.only_errors_logged(), private_api.without_broadcast():
         try:
             engine, *_ = deepspeed.initialize(
                 model=request.model, optimizer=optimizer, config=settings, dist_init_required=False
@@ -74,11 +70,11 @@ def start_engine(
 def join_deepspeed(request: ShardingRequest) -> None:
     """Lets DeepSpeed use the process group that the engine is in."""
     private_api.check_deepspeed()
-    private_api.name_device()
+    private_api.prepare_process()
     request.ranks.process_group_of(request.ranks.size)
     import deepspeed
 
-    with private_api.prepared_for_start(), private_api.only_errors_logged():
+    with private_api.only_errors_logged():
         deepspeed.init_distributed(
             dist_backend=torch.distributed.get_backend(), dist_init_required=False, verbose=False
         )

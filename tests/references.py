@@ -1,0 +1,39 @@
+"""Trajectories of the reference in float64, each computed once a session."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from engine_models import build_model, mini_batch
+from reference import Reference, reference_run
+
+
+@cache
+def reference_for(
+    model: str,
+    micro_batches: int,
+    *,
+    optimizer: str = "sgd",
+    clip_norm: float | None = None,
+    norm_samples: int | None = None,
+    rho: float | None = 0.1,
+) -> Reference:
+    """Ten steps on `mini_batch(0), mini_batch(1), …`, with the settings of `SGD` or `ADAMW`."""
+
+    def build(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        if optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=0.01)
+        return torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.05, eps=1e-5)
+
+    return reference_run(
+        build_model(model).double(),
+        mini_batch=mini_batch,
+        steps=10,
+        micro_batches=micro_batches,
+        rho=rho,
+        build_optimizer=build,
+        clip_norm=clip_norm,
+        norm_samples=norm_samples,
+        seed=7,
+    )
