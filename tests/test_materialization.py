@@ -32,6 +32,7 @@ from msam_scale.materialization import (
     recorder,
 )
 from msam_scale.ranks import join
+from msam_scale.sharding import STRATEGIES
 
 Build = Callable[[], nn.Module]
 SEED = 5
@@ -171,19 +172,28 @@ def _own_generator(self: Any) -> None:
     self.filled = nn.Parameter(torch.empty(64, 64).normal_(generator=generator))
 
 
+def _default_type(self: Any) -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        self.layer = nn.Linear(64, 64)
+        self.quotients = nn.Parameter(torch.arange(2000) / torch.full((2000,), 3))
+    finally:
+        torch.set_default_dtype(before)
+
+
 CONSTRUCTORS: dict[str, Callable[[Any], None]] = {
-    name.lstrip("_"): construct
-    for name, construct in globals().copy().items()
-    if name
-    in (
-        "_initializers",
-        "_parametrizations",
-        "_buffers",
-        "_layouts",
-        "_writes",
-        "_values_on_the_host",
-        "_copies",
-        "_own_generator",
+    construct.__name__.lstrip("_"): construct
+    for construct in (
+        _initializers,
+        _parametrizations,
+        _buffers,
+        _layouts,
+        _writes,
+        _values_on_the_host,
+        _copies,
+        _own_generator,
+        _default_type,
     )
 }
 
@@ -308,11 +318,11 @@ def test_parameters_stay_the_same_objects() -> None:
 
 
 class _Census(TorchDispatchMode):
-    """Most bytes at a time in storages on the CPU that operators have made."""
+    """Bytes of storages on the CPU that operators have made: most at a time, and in all."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
+        self.peak = self.made = 0
         self._alive: dict[StorageWeakRef, int] = {}
 
     def __torch_dispatch__(
@@ -322,7 +332,9 @@ class _Census(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.device.type == "cpu":
                 storage = leaf.untyped_storage()
-                self._alive[StorageWeakRef(storage)] = storage.nbytes()
+                key = StorageWeakRef(storage)
+                self.made += 0 if key in self._alive else storage.nbytes()
+                self._alive[key] = storage.nbytes()
         self._alive = {key: size for key, size in self._alive.items() if not key.expired()}
         self.peak = max(self.peak, sum(self._alive.values()))
         return result
@@ -366,6 +378,14 @@ def test_a_deferred_model_takes_no_memory(name: str) -> None:
     assert _live_bytes() - before > 0.99 * total
 
 
+def test_draws_that_are_not_kept_share_one_memory() -> None:
+    # Freed one by one, they would leave gaps that small objects spoil for the next.
+    with _Census() as census:
+        model, _ = _deferred(lambda: nn.Sequential(*(nn.Linear(256, 256) for _ in range(20))))
+    assert _num_bytes(model.parameters()) > 20 * 256 * 256 * 4
+    assert census.made < 2 * 256 * 256 * 4
+
+
 @pytest.mark.parametrize("name", ["vit", "bert", "transformer"])
 def test_a_block_at_a_time_is_in_memory(name: str) -> None:
     model, _ = _deferred(LARGE_MODELS[name])
@@ -395,6 +415,31 @@ def test_intermediate_results_are_freed_as_they_are_used() -> None:
     with _Census() as census:
         materialize(model, seed=0)
     assert census.peak <= 2 * _num_bytes(model.parameters())
+
+
+def test_what_is_overwritten_is_not_drawn_again() -> None:
+    def construct(self: Any) -> None:
+        self.layer = nn.Linear(64, 64)  # draws its weight from a uniform distribution
+        nn.init.normal_(self.layer.weight)
+        self.kept = nn.Parameter(self.layer.weight.detach() * 2)
+        nn.init.zeros_(self.layer.weight)
+        self.layer.weight.data.copy_(self.layer.weight.data.t() + self.kept.data)
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    names: list[str] = []
+    model = _check(lambda: Made(construct))
+    assert model.kept.std() > 1.9  # type: ignore[operator, union-attr]
+    model, _ = _deferred(lambda: Made(construct))
+    with Calls():
+        materialize(model, seed=0)
+    assert not any("uniform" in name for name in names)
+    assert names.count("aten.normal_.default") == 2, "once for each tensor that depends on it"
 
 
 def test_recipes_are_dropped_with_their_tensors() -> None:
@@ -440,7 +485,7 @@ def test_operations_in_another_order_give_other_values() -> None:
     model: Any = _deferred(lambda: Made(construct))[0]
     recipe = recipes.recipe_of(model.value)
     assert recipe is not None
-    made, multiplied, added = recipe.operations
+    _, multiplied, added = recipe.operations
     recipe.operations[1:] = [
         replace(added, number=multiplied.number),
         replace(multiplied, number=added.number),
@@ -488,6 +533,8 @@ def test_contexts_nest() -> None:
 def test_what_cannot_be_repeated_is_refused_by_name() -> None:
     with deferred_initialization(), pytest.raises(UserError, match="batch_norm"):
         nn.BatchNorm1d(2000)(torch.randn(3, 2000))
+    with deferred_initialization(), pytest.raises(UserError, match="batch_norm"):
+        nn.BatchNorm1d(2)(torch.randn(900, 2))
     with deferred_initialization(), pytest.raises(UserError, match="resolve_conj"):
         torch.ones(64, 64, dtype=torch.complex64).conj().mul_(2)
 
@@ -609,7 +656,7 @@ def _initialized(strategy: str, *, deferred: bool) -> dict[str, torch.Tensor]:
     return engine.full_state_dict()
 
 
-@pytest.mark.parametrize("strategy", ["replicated", "fsdp"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_engines_hold_the_eager_values(on_ranks: OnRanks, strategy: str) -> None:
     [expected] = on_ranks(1, _initialized, "replicated", deferred=False)
     for held in on_ranks(2, _initialized, strategy, deferred=True):

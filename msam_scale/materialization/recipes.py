@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves, tree_map
 
+from data_pipelines.errors import UserError
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Operation:
     """One call of an operator.
 
@@ -18,16 +22,42 @@ class Operation:
         func: the operator.
         args: its arguments, deferred tensors as `Reference`s.
         kwargs: likewise.
-        generator_state: of the CPU's generator before it, where it draws; else None.
+        generator_state: of the CPU generator that it draws from, before; None where it does not.
+        overwrites: whether it sets all of the memory that its first argument is, unread.
+        default_dtype: torch's default type when it was called.
+        number: its place among all operations.
     """
 
     func: Any
     args: Any
     kwargs: Any
     generator_state: torch.Tensor | None
+    overwrites: bool = False
+    default_dtype: torch.dtype = field(default_factory=torch.get_default_dtype)
+    number: int = field(default_factory=count().__next__)
+
+    def references(self, *, read_only: bool = False) -> Iterator[Reference]:
+        """The deferred tensors among its arguments; of these, those that it reads."""
+        args = self.args[1:] if self.overwrites and read_only else self.args
+        for leaf in tree_leaves((args, self.kwargs)):
+            if isinstance(leaf, Reference):
+                yield leaf
+
+    def call(self, args: Any, kwargs: Any) -> Any:
+        """Calls the operator as it was called, whatever has happened to torch's states since."""
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(self.default_dtype)
+        try:
+            if self.generator_state is None:
+                return self.func(*args, **kwargs)
+            with torch.random.fork_rng(devices=[]):
+                torch.set_rng_state(self.generator_state)
+                return self.func(*args, **kwargs)
+        finally:
+            torch.set_default_dtype(default)
 
 
-@dataclass
+@dataclass(eq=False)
 class Recipe:
     """What made a piece of memory and was then done to it, in order.
 
@@ -40,7 +70,7 @@ class Recipe:
     output: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """A deferred tensor as it was at one moment.
 
@@ -59,9 +89,18 @@ class Reference:
 
     @classmethod
     def to(cls, tensor: torch.Tensor) -> Reference:
-        """The tensor as it is now."""
+        """The tensor as it is now.
+
+        Raises:
+            UserError: it is a lazy conjugate or negative, which no part of its memory is.
+        """
         recipe = recipe_of(tensor)
         assert recipe is not None, "only deferred tensors are referred to"
+        if tensor.is_conj() or tensor.is_neg():
+            raise UserError(
+                "a deferred initialization cannot repeat lazy conjugates; call resolve_conj() and "
+                "resolve_neg() on them, or build this model without it"
+            )
         return cls(
             recipe,
             len(recipe.operations),
@@ -71,71 +110,125 @@ class Reference:
             tensor.dtype,
         )
 
+    def within(self, memory: torch.Tensor) -> torch.Tensor:
+        """That part of the memory, sharing it."""
+        part = torch.empty(0, dtype=self.dtype)
+        return part.set_(memory.untyped_storage(), self.offset, self.size, self.stride)
 
-# By the memory and not by the tensor: a Parameter is another tensor than the one it is made of.
-_recipes: dict[StorageWeakRef, Recipe] = {}
+
+class _Recipes:
+    """The recipes by the memory they make, which Parameters share with what they are made of."""
+
+    def __init__(self) -> None:
+        self._recipes: dict[StorageWeakRef, Recipe] = {}
+        self._sweep_at = self._fewest_to_sweep
+
+    _fewest_to_sweep = 64
+
+    def __len__(self) -> int:
+        return len(self._recipes)
+
+    def get(self, tensor: torch.Tensor) -> Recipe | None:
+        if not self._recipes or tensor.layout is not torch.strided:
+            return None
+        return self._recipes.get(StorageWeakRef(tensor.untyped_storage()))
+
+    def set(self, tensor: torch.Tensor, recipe: Recipe) -> None:
+        # Only when their number has doubled, or a large model would take quadratic time.
+        if len(self._recipes) >= self._sweep_at:
+            self.sweep()
+        self._recipes[StorageWeakRef(tensor.untyped_storage())] = recipe
+
+    def sweep(self) -> None:
+        for key in [key for key in self._recipes if key.expired()]:
+            del self._recipes[key]
+        self._sweep_at = max(self._fewest_to_sweep, 2 * len(self._recipes))
+
+
+_recipes = _Recipes()
 
 
 def recipe_of(tensor: torch.Tensor) -> Recipe | None:
     """The recipe of a meta tensor's memory, if it has one."""
-    return _recipes.get(StorageWeakRef(tensor.untyped_storage()))
+    return _recipes.get(tensor)
 
 
 def register_recipe(tensor: torch.Tensor, recipe: Recipe) -> None:
-    """Gives the memory of a meta tensor a recipe; those of memory that is gone are dropped."""
-    drop_unused_recipes()
-    _recipes[StorageWeakRef(tensor.untyped_storage())] = recipe
+    """Gives the memory of a meta tensor a recipe."""
+    _recipes.set(tensor, recipe)
 
 
 def drop_unused_recipes() -> None:
     """Forgets the recipes of memory that nothing refers to."""
-    for key in [key for key in _recipes if key.expired()]:
-        del _recipes[key]
+    _recipes.sweep()
 
 
-def replay(tensor: torch.Tensor) -> torch.Tensor:
-    """The values of a deferred tensor on the CPU, with its strides; itself stays as it is."""
-    with torch.no_grad():
-        return _resolved(Reference.to(tensor), {})
+def num_recipes() -> int:
+    """How many are kept."""
+    return len(_recipes)
 
 
-def _resolved(reference: Reference, done: dict[tuple[int, int], torch.Tensor]) -> torch.Tensor:
-    memory = _memory(reference.recipe, reference.num_operations, done)
-    if memory.dtype != reference.dtype:
-        memory = memory.view(reference.dtype)
-    return memory.as_strided(reference.size, reference.stride, reference.offset)
-
-
-def _memory(
-    recipe: Recipe, num_operations: int, done: dict[tuple[int, int], torch.Tensor]
+def replay(
+    tensor: torch.Tensor, *, memories: MutableMapping[Recipe, torch.Tensor] | None = None
 ) -> torch.Tensor:
-    """The memory after so many operations."""
-    key = id(recipe), num_operations
-    if key in done:
-        return done[key]
-    memory = _call(recipe.operations[0], None, recipe, done)[recipe.output]
-    for number, operation in enumerate(recipe.operations[1:num_operations], start=1):
-        done[id(recipe), number] = memory  # what the operation writes to
-        _call(operation, memory, recipe, done)
-        del done[id(recipe), number]
-    done[key] = memory
-    return memory
+    """The values of a deferred tensor on the CPU, with its strides; itself stays as it is.
+
+    Args:
+        tensor: on the meta device, with a recipe.
+        memories: what other tensors got; those that share memory share it here, too.
+    """
+    reference = Reference.to(tensor)
+    memories = {} if memories is None else memories
+    with torch.no_grad():
+        if reference.recipe not in memories:
+            memories[reference.recipe] = _made(reference)
+        return reference.within(memories[reference.recipe])
 
 
-def _call(
-    operation: Operation,
-    memory: torch.Tensor | None,
-    recipe: Recipe,
-    done: dict[tuple[int, int], torch.Tensor],
-) -> list[torch.Tensor]:
-    def resolve(value: Any) -> Any:
-        return _resolved(value, done) if isinstance(value, Reference) else value
+def _made(target: Reference) -> torch.Tensor:
+    """Repeats what led to a tensor, in the order of then; returns its memory.
 
-    args, kwargs = tree_map(resolve, operation.args), tree_map(resolve, operation.kwargs)
-    if operation.generator_state is None:
-        result = operation.func(*args, **kwargs)
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(operation.generator_state)
-            result = operation.func(*args, **kwargs)
-    return [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+    What other tensors were made of on the way is freed after its last use.
+    """
+    operations = _operations_for(target)
+    makes: dict[Operation, list[Recipe]] = {}
+    last_use: dict[Recipe, Operation] = {}
+    for operation in operations:
+        for reference in operation.references():
+            last_use[reference.recipe] = operation
+    for recipe in {**last_use, target.recipe: None}:
+        makes.setdefault(recipe.operations[0], []).append(recipe)
+    memories: dict[Recipe, torch.Tensor] = {}
+
+    def resolved(value: Any) -> Any:
+        return value.within(memories[value.recipe]) if isinstance(value, Reference) else value
+
+    for operation in operations:
+        result = operation.call(
+            tree_map(resolved, operation.args), tree_map(resolved, operation.kwargs)
+        )
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+        for recipe in makes.get(operation, ()):
+            memories[recipe] = outputs[recipe.output]
+        del result, outputs
+        for reference in operation.references():
+            recipe = reference.recipe
+            if recipe is not target.recipe and last_use[recipe] is operation:
+                memories.pop(recipe, None)
+    return memories[target.recipe]
+
+
+def _operations_for(target: Reference) -> list[Operation]:
+    """All that a tensor depends on, in the order they were done in."""
+    found: set[Operation] = set()
+    pending = [target]
+    while pending:
+        reference = pending.pop()
+        done = reference.recipe.operations[: reference.num_operations]
+        # Constructors often initialise a parameter twice: the first time does not matter.
+        start = max((n for n, operation in enumerate(done) if operation.overwrites), default=0)
+        new = {done[0], *done[start:]} - found
+        found |= new
+        for operation in new:
+            pending += operation.references(read_only=True)
+    return sorted(found, key=lambda operation: operation.number)

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -24,111 +22,208 @@ from msam_scale.materialization.recipes import (
 
 # Tensors with fewer elements are made at once: constructors read numbers out of small ones, and
 # together they are a thousandth of a large model.
-_FEWEST_ELEMENTS = 1024
-_IS_META = torch.Tensor.is_meta.__get__  # type: ignore[attr-defined]
-_DEVICE = torch.Tensor.device.__get__
+FEWEST_ELEMENTS = 1024
 
-_aten = torch.ops.aten
-# They give the host a value, or memory that it reads.
-_NEEDS_VALUES = {
-    _aten._local_scalar_dense.default,
-    _aten.equal.default,
-    _aten.is_nonzero.default,
+# They set their first argument whatever it was.
+_OVERWRITE = {
+    f"aten::{name}" for name in ("copy_", "fill_", "normal_", "random_", "uniform_", "zero_")
+}
+# Their schemas do not tell that they write running statistics.
+_WRITE_UNDECLARED = {
+    f"aten::{name}" for name in ("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm")
 }
 
-
-@contextmanager
-def deferred_initialization() -> Iterator[None]:
-    """Inside, models are built whose large parameters and buffers take no memory yet.
-
-    They are on the meta device, each with the recipe of its values; `msam_scale.initialize` follows
-    the recipes block by block. The values are those that building the model without this would
-    give under the same seed, bit for bit, and the generator is left where that would leave it.
-
-    Raises:
-        UserError: the constructor does something with a deferred tensor that cannot be repeated.
-    """
-    with _SeenAsCpu(), _Recorder():
-        yield
+_active: list[Recorder] = []
 
 
-class _SeenAsCpu(TorchFunctionMode):
-    """Deferred tensors say that they are on the CPU: torch.nn.init leaves meta tensors alone."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func == _IS_META and _is_deferred(args[0]):
-            return False
-        if func == _DEVICE and _is_deferred(args[0]):
-            return torch.device("cpu")
-        return func(*args, **(kwargs or {}))
+def is_recording() -> bool:
+    """Whether this is inside a `deferred_initialization`."""
+    return bool(_active)
 
 
-class _Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):
+    """Below autograd: large tensors become meta tensors with a recipe."""
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._paused = False
+        self._scratch = torch.empty(0, dtype=torch.uint8)
+
+    def __enter__(self) -> Recorder:
+        """Starts to record."""
+        _active.append(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        """Stops recording."""
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        _active.remove(self)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inside, what is made is what it would be without a recorder."""
+        before, self._paused = self._paused, True
+        try:
+            yield
+        finally:
+            self._paused = before
+
+    def scratch_like(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor of the same shape, strides and type on the CPU; there is one at a time.
+
+        Allocating it anew each time would let the process grow by the whole model: small objects
+        settle in the place of a tensor that was freed, and the next one no longer fits.
+        """
+        last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+        num_bytes = (last + 1) * tensor.element_size()
+        if self._scratch.numel() < num_bytes:
+            self._scratch = torch.empty(num_bytes, dtype=torch.uint8)
+        part = torch.empty(0, dtype=tensor.dtype)
+        return part.set_(self._scratch.untyped_storage(), 0, tensor.shape, tensor.stride())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        """Records the operator's call where it makes a tensor or takes a deferred one."""
         kwargs = kwargs or {}
-        deferred = [leaf for leaf in tree_leaves((args, kwargs)) if _is_deferred(leaf)]
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        deferred = [tensor for tensor in tensors if is_deferred(tensor)]
+        if not self._paused and _reads_no_values(func, tensors) and _is_here(kwargs, tensors):
+            args, kwargs = _shapes_only(args), _shapes_only({**kwargs, "device": "cpu"})
+            return _made_from_nothing(func, args, kwargs)
         if deferred:
             return _with_deferred_inputs(func, args, kwargs)
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-        if tensors or not _makes_a_tensor_here(func, kwargs):
-            return func(*args, **kwargs)
-        return _made_from_nothing(func, args, _on_device(kwargs, "cpu"))
+        return func(*args, **kwargs)
+
+
+def is_deferred(value: Any) -> bool:
+    """Whether it is a tensor on the meta device that has a recipe."""
+    return isinstance(value, torch.Tensor) and recipe_of(value) is not None
+
+
+def _reads_no_values(func: Any, tensors: list[torch.Tensor]) -> bool:
+    """Whether the operator makes a tensor from numbers, or from no more than a tensor's shape."""
+    if not {"device", "dtype"} <= {argument.name for argument in func._schema.arguments}:
+        return False
+    name: str = func._schema.name.removeprefix("aten::")
+    return not tensors or name.endswith("_like") or name.startswith("new_")
+
+
+def _is_here(kwargs: dict[str, Any], tensors: list[torch.Tensor]) -> bool:
+    """Whether what the operator makes is meant to be on the CPU."""
+    device = kwargs.get("device")
+    if device is not None:
+        # The meta device is where functions of torch see deferred tensors, and put further ones;
+        # where the constructor names it itself, the recorder pauses.
+        return torch.device(device).type in ("cpu", "meta")
+    return all(is_deferred(tensor) or tensor.device.type == "cpu" for tensor in tensors)
 
 
 def _made_from_nothing(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    shape_only = func(*args, **{**kwargs, "device": "meta"})
-    if shape_only.numel() < _FEWEST_ELEMENTS:
+    shape_only = func(*args, **_without_generator({**kwargs, "device": "meta"}))
+    if shape_only.numel() < FEWEST_ELEMENTS:
         return func(*args, **kwargs)
-    state = _advance(func, args, kwargs) if _draws(func) else None
-    register_recipe(shape_only, Recipe([Operation(func, args, kwargs, state)]))
+    operation = _operation(func, args, kwargs)
+    if _draws(func):
+        func(*args, **kwargs)  # what follows draws what it would have
+    register_recipe(shape_only, Recipe([operation]))
     return shape_only
 
 
 def _with_deferred_inputs(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if func in _NEEDS_VALUES:
-        return func(*_real(args), **_real(kwargs))
+    device = kwargs.get("device")
+    if device is not None and torch.device(device).type not in ("cpu", "meta"):
+        raise UserError(
+            f"{func} moves a deferred tensor to {device}; build the model on the CPU, initialize "
+            "moves it"
+        )
+    if func._schema.name in _WRITE_UNDECLARED:
+        raise _unsupported(func)
     written = _written_arguments(func, args, kwargs)
-    if any(not _is_deferred(tensor) for tensor in written):
-        return func(*_real(args), **_real(kwargs))
-    _check_device(func, kwargs)
-    state = _advance(func, _stand_ins(args), _stand_ins(kwargs)) if _draws(func) else None
-    operation = Operation(func, _references(args), _references(_on_device(kwargs, "cpu")), state)
-    result = func(*_on_meta(args), **_on_meta(_on_device(kwargs, "meta")))
     if written:
-        for tensor in written:
-            recipe = recipe_of(tensor)
-            assert recipe is not None
-            recipe.operations.append(operation)
-        return _same_objects(result, args)
-    known = {
-        StorageWeakRef(leaf.untyped_storage())
-        for leaf in tree_leaves((args, kwargs))
-        if _is_deferred(leaf)
-    }
+        return _written_in_place(func, args, kwargs, written)
+    if torch.Tag.data_dependent_output in func.tags:
+        return func(*_real(args), **_real(kwargs))
+    try:
+        result = func(*_on_meta(args), **_on_meta(kwargs))
+    except NotImplementedError:
+        # The shape of the result depends on values, or torch cannot tell it.
+        return func(*_real(args), **_real(kwargs))
+    operation = _operation(func, args, kwargs)
+    if _draws(func):
+        func(*_real(args), **_real(kwargs))
     outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
     for number, output in enumerate(outputs):
-        if StorageWeakRef(output.untyped_storage()) not in known:  # else a view: nothing new
+        if output.layout is not torch.strided:
+            raise _unsupported(func)
+        if not is_deferred(output):  # else a view, which adds nothing
             register_recipe(output, Recipe([operation], output=number))
     return result
 
 
-def _is_deferred(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_meta and recipe_of(value) is not None
+def _written_in_place(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: list[torch.Tensor]
+) -> Any:
+    recipes = list(dict.fromkeys(recipe for one in written if (recipe := recipe_of(one))))
+    if not recipes:
+        return func(*_real(args), **_real(kwargs))
+    if func.overloadpacket is torch.ops.aten.set_:
+        return func(*args, **kwargs)  # changes which memory it is, not what is in there
+    returned = len(func._schema.returns)
+    if returned and (
+        returned not in (1, len(written))
+        or any(one.alias_info is None for one in func._schema.returns)
+    ):
+        raise _unsupported(func)
+    operation = _operation(func, args, kwargs)
+    if all(map(is_deferred, written)):
+        try:
+            func(*_on_meta(args), **_on_meta(kwargs))  # it may change the shape
+        except NotImplementedError as error:
+            raise _unsupported(func) from error
+        if _draws(func):
+            _draw(func, args, kwargs, written)
+    else:
+        func(*_real(args), **_real(kwargs))  # small tensors are written at once
+    for recipe in recipes:
+        recipe.operations.append(operation)
+    if returned > 1:
+        return tuple(written)
+    return written[0] if returned else None
 
 
-def _makes_a_tensor_here(func: Any, kwargs: dict[str, Any]) -> bool:
-    # The meta device is where constructors find their parameters, and put further tensors.
-    names = {argument.name for argument in func._schema.arguments}
-    device = kwargs.get("device")
-    here = device is None or torch.device(device).type in ("cpu", "meta")
-    return {"device", "dtype"} <= names and here
+def _draw(func: Any, args: Any, kwargs: Any, written: list[torch.Tensor]) -> None:
+    """Draws, so that what follows draws what it would have; the numbers are not kept."""
+    [target] = written  # operators that draw in place write one tensor
+    stand_in = _active[-1].scratch_like(target)
+
+    def real(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor is target:
+            return stand_in
+        return replay(tensor) if is_deferred(tensor) else tensor
+
+    func(*_map_tensors(args, real), **_map_tensors(kwargs, real))
+
+
+def _operation(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation:
+    """What to repeat; called before the operator draws or writes."""
+    state = None
+    if _draws(func):
+        state = (kwargs.get("generator") or torch.default_generator).get_state()
+    overwrites = func._schema.name in _OVERWRITE and _is_whole_memory(args[0])
+    kwargs = _on_device(_without_generator(kwargs), "cpu")
+    return Operation(func, _references(args), _references(kwargs), state, overwrites)
+
+
+def _is_whole_memory(tensor: torch.Tensor) -> bool:
+    num_bytes = tensor.numel() * tensor.element_size()
+    is_dense = torch.empty_like(tensor, device="meta").stride() == tensor.stride()
+    return is_dense and num_bytes == tensor.untyped_storage().nbytes()
+
+
+def _draws(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
 
 
 def _on_device(kwargs: dict[str, Any], device: str) -> dict[str, Any]:
@@ -136,24 +231,14 @@ def _on_device(kwargs: dict[str, Any], device: str) -> dict[str, Any]:
     return {**kwargs, "device": device} if kwargs.get("device") is not None else kwargs
 
 
-def _draws(func: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in func.tags
+def _without_generator(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**kwargs, "generator": None} if "generator" in kwargs else kwargs
 
 
-def _advance(func: Any, args: Any, kwargs: Any) -> torch.Tensor:
-    """Draws for real, so that what follows draws what it would have; returns the state before."""
-    if kwargs.get("generator") is not None:
-        raise UserError(
-            f"{func}: draws from a generator of its own, which a deferred initialization cannot "
-            "repeat; build this model without it"
-        )
-    state = torch.get_rng_state()
-    func(*args, **kwargs)
-    return state
-
-
-def _written_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    written: list[Any] = []
+def _written_arguments(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> list[torch.Tensor]:
+    written: list[torch.Tensor] = []
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue
@@ -162,50 +247,39 @@ def _written_arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
     return written
 
 
-def _same_objects(result: Any, args: tuple[Any, ...]) -> Any:
-    # An operation in place returns its first argument.
-    return args[0] if isinstance(result, torch.Tensor) and result is not args[0] else result
-
-
-def _map_deferred(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
-    return tree_map(lambda leaf: change(leaf) if _is_deferred(leaf) else leaf, tree)
+def _map_tensors(tree: Any, change: Callable[[torch.Tensor], Any]) -> Any:
+    return tree_map(lambda leaf: change(leaf) if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
 def _real(tree: Any) -> Any:
-    return _map_deferred(tree, replay)
+    return _map_tensors(tree, lambda one: replay(one) if is_deferred(one) else one)
 
 
 def _references(tree: Any) -> Any:
-    def kept(leaf: Any) -> Any:
-        if _is_deferred(leaf):
-            return Reference.to(leaf)
-        # As it is now: the constructor may go on to change it.
-        return leaf.clone() if isinstance(leaf, torch.Tensor) else leaf
-
-    return tree_map(kept, tree)
-
-
-def _stand_ins(tree: Any) -> Any:
-    return _map_deferred(
-        tree, lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu")
+    # Others as they are now: the constructor may go on to change them.
+    return _map_tensors(
+        tree, lambda tensor: Reference.to(tensor) if is_deferred(tensor) else tensor.clone()
     )
 
 
 def _on_meta(tree: Any) -> Any:
-    return tree_map(
-        lambda leaf: (
-            leaf.to("meta")
-            if isinstance(leaf, torch.Tensor) and not leaf.is_meta and leaf.dim()
-            else leaf
-        ),
-        tree,
+    def on_meta(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to("meta") if tensor.device.type == "cpu" and tensor.dim() else tensor
+
+    tree = _map_tensors(tree, on_meta)
+    return _on_device(_without_generator(tree), "meta") if isinstance(tree, dict) else tree
+
+
+def _shapes_only(tree: Any) -> Any:
+    def shape_of(tensor: torch.Tensor) -> torch.Tensor:
+        shape, stride = tensor.shape, tensor.stride()
+        return torch.empty_strided(shape, stride, dtype=tensor.dtype, device="meta")
+
+    return _map_tensors(tree, shape_of)
+
+
+def _unsupported(func: Any) -> UserError:
+    return UserError(
+        f"deferred_initialization cannot repeat {func} on a tensor without values; build this "
+        "model without it"
     )
-
-
-def _check_device(func: Any, kwargs: dict[str, Any]) -> None:
-    device = kwargs.get("device")
-    if device is not None and torch.device(device).type not in ("cpu", "meta"):
-        raise UserError(
-            f"{func}: moves a deferred tensor to {device}; build the model on the CPU, initialize "
-            "moves it"
-        )
