@@ -16,7 +16,8 @@ from msam_scale.sharding.replicated import ReplicatedSharding
 
 
 @contextmanager
-def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, an attribute of a class or module is another."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -26,7 +27,7 @@ def _replaced(owner: type, name: str, value: Any) -> Iterator[None]:
 
 
 def _nothing() -> AbstractContextManager[None]:
-    return _replaced(Passes, "run", Passes.run)
+    return replaced(Passes, "run", Passes.run)
 
 
 def _restoring() -> AbstractContextManager[None]:
@@ -35,7 +36,7 @@ def _restoring() -> AbstractContextManager[None]:
         torch._foreach_add_(sharding.weights(), sharding.ascent_gradient.views)
         yield
 
-    return _replaced(ReplicatedSharding, "perturbed", perturbed)
+    return replaced(ReplicatedSharding, "perturbed", perturbed)
 
 
 def _sum_over_the_perturbation_group() -> AbstractContextManager[None]:
@@ -46,7 +47,7 @@ def _sum_over_the_perturbation_group() -> AbstractContextManager[None]:
         with sharding._gradients_in(sharding.ascent_gradient, gradients, group=None):
             yield
 
-    return _replaced(ReplicatedSharding, "ascent_pass", ascent_pass)
+    return replaced(ReplicatedSharding, "ascent_pass", ascent_pass)
 
 
 def _mean_over_micro_batches() -> AbstractContextManager[None]:
@@ -55,7 +56,7 @@ def _mean_over_micro_batches() -> AbstractContextManager[None]:
     def undivided(passes: Passes, micro_batch: Any, *, divisor: int, at_weights: bool) -> None:
         run(passes, micro_batch, divisor=divisor if at_weights else 8, at_weights=at_weights)
 
-    return _replaced(Passes, "run", undivided)
+    return replaced(Passes, "run", undivided)
 
 
 def _same_masks_in_both_passes() -> AbstractContextManager[None]:
@@ -65,7 +66,7 @@ def _same_masks_in_both_passes() -> AbstractContextManager[None]:
         shift = 0 if context.records_statistics else 100
         return sample_uniform(context, layer + shift, call, numbers)
 
-    return _replaced(PassContext, "sample_uniform", fresh)
+    return replaced(PassContext, "sample_uniform", fresh)
 
 
 def _statistics_of_the_ascent_only() -> AbstractContextManager[None]:
@@ -76,14 +77,14 @@ def _statistics_of_the_ascent_only() -> AbstractContextManager[None]:
     ) -> AbstractContextManager[None]:
         return chunk(context, positions, records_statistics=True)
 
-    return _replaced(PassContext, "chunk", recording)
+    return replaced(PassContext, "chunk", recording)
 
 
 def _norm_over_all_parameters() -> AbstractContextManager[None]:
     def of_one(sharding: ReplicatedSharding, flat: torch.Tensor) -> torch.Tensor:
         return sharding.ascent_gradient.views[0].double().square().sum()
 
-    return _replaced(ReplicatedSharding, "square_sum", of_one)
+    return replaced(ReplicatedSharding, "square_sum", of_one)
 
 
 def _every_bucket() -> AbstractContextManager[None]:
@@ -94,7 +95,7 @@ def _every_bucket() -> AbstractContextManager[None]:
         reduction._ranges[0] = first, first + 1
         start(reduction, buffer, group)
 
-    return _replaced(GradientReduction, "start", short)
+    return replaced(GradientReduction, "start", short)
 
 
 # What is left out, under the name of what the fault leaves out.

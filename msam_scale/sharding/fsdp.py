@@ -7,7 +7,7 @@ a private buffer, where those of ascent and descent would be mixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -86,11 +86,6 @@ class FullySharding(BufferedSharding):
             stride=parameter.stride(),
         )
 
-    def begin_step(self) -> None:
-        """Clears the accumulator, and the root's parameters that an evaluation left gathered."""
-        self._reshard()
-        super().begin_step()
-
     @contextmanager
     def perturbed(self) -> Iterator[None]:
         """Swaps the shards with w + ε and, whatever happens, copies w back."""
@@ -100,7 +95,7 @@ class FullySharding(BufferedSharding):
         try:
             yield
         finally:
-            self._reshard()
+            self._reshard()  # an error in a forward leaves w + ε gathered
             torch._foreach_copy_(weights, views)
 
     def square_sum(self, flat: torch.Tensor) -> torch.Tensor:
@@ -110,10 +105,17 @@ class FullySharding(BufferedSharding):
             total = total + square_sum(flat[self._whole_from :])
         return self._summed_over_shards(total)
 
-    def full_state_dict(self, *, first_rank_only: bool = False) -> dict[str, torch.Tensor]:
-        """Whole parameters and buffers, as CPU tensors."""
+    def full_optimizer_state(self) -> dict[str, torch.Tensor]:
+        """Whole optimizer state by parameter name, on rank 0."""
         self._reshard()
-        return super().full_state_dict(first_rank_only=first_rank_only)
+        return super().full_optimizer_state()
+
+    def load(
+        self, weights: Mapping[str, torch.Tensor], optimizer_state: Mapping[str, torch.Tensor]
+    ) -> None:
+        """Takes this rank's shards of whole tensors."""
+        self._reshard()
+        super().load(weights, optimizer_state)
 
     def _finish_sum(self) -> None:
         super()._finish_sum()
@@ -124,6 +126,7 @@ class FullySharding(BufferedSharding):
             dist.all_reduce(whole, group=self._shard_group)
 
     def _reshard(self) -> None:
+        """Puts the shards back in the place of parameters that a forward has left gathered."""
         for module in self._modules:
             module.reshard()
 

@@ -48,7 +48,8 @@ class LossScale:
             return
         scale, patience, last_overflow, step = self._state.clone().unbind()
         falls = skip & (patience <= 1)
-        grows = ~skip & ((step - last_overflow) % settings.growth_interval == 0)
+        num_good = step - last_overflow - 1
+        grows = ~skip & (num_good > 0) & (num_good % settings.growth_interval == 0)
         refills = ~skip if settings.consecutive_hysteresis else grows
         lower = (scale / 2).clamp(min=settings.min_scale)
         self._state[_SCALE] = torch.where(falls, lower, torch.where(grows, scale * 2, scale))

@@ -65,6 +65,7 @@ class GroupState:
             for name, own in self._model.state_dict().items():
                 own.copy_(weights[name])
             private_api.refresh_masters(self._engine)
+            optimizer.state.clear()
             for stepped, starts in zip(self._stepped, self._starts, strict=True):
                 for parameter, start in starts.items():
                     name = names[parameter]

@@ -100,6 +100,7 @@ class ShardState:
                 self._shard(parameter).copy_(self._part(parameter, weights[name]))
                 if parameter in self._frozen:
                     private_api.own_shard(parameter).copy_(self._frozen[parameter])
+            optimizer.state.clear()
             for name, parameter in self._trained():
                 flat, start, length = self._places[parameter]
                 for key in keys.get(name, ()):
