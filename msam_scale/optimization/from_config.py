@@ -11,8 +11,9 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale.config import Config
-from msam_scale.config.deepspeed.optimizers import CLIENT_OPTIMIZER
+from msam_scale.config.deepspeed.optimizers import CLIENT_OPTIMIZER, DEEPSPEED_OPTIMIZERS
 from msam_scale.config.sections.optimization import OptimizerSection
+from msam_scale.optimization.deepspeed_optimizers import deepspeed_optimizer
 from msam_scale.optimization.optimizers import (
     build_optimizer,
     optimizer_arguments,
@@ -52,8 +53,12 @@ def optimizer_builder(config: Config, source: OptimizerSource | None = None) -> 
                 raise UserError(
                     f"optimizer.args: {name} has a key of its own: set optimizer.{name} instead"
                 )
-        cls = optimizer_class(section.name if source is None else source)
-        given = {name: getattr(section, name) for name in _ARGUMENTS}
+        fixed: dict[str, Any] = {}
+        if source is None and section.name in DEEPSPEED_OPTIMIZERS:
+            cls, fixed = deepspeed_optimizer(config)
+        else:
+            cls = optimizer_class(section.name if source is None else source)
+        given = {name: getattr(section, name) for name in _ARGUMENTS} | fixed
         arguments = optimizer_arguments(
             cls, given | section.args, of_dtensors=config.sharding.strategy == "fsdp"
         )
