@@ -126,8 +126,12 @@ def _fail(ranks: Ranks | None, message: str, *, code: int) -> int:
 
 
 def _end(code: int) -> NoReturn:
-    """Ends the process; after a failure at once, since a collective may wait for other ranks."""
-    if code == SUCCESS:
+    """Ends the process; after a failure at once, since a collective may wait for other ranks.
+
+    At once also where DeepSpeed was used: it keeps process groups for ever, whose threads may abort
+    an interpreter that ends in order. Everything is written by then.
+    """
+    if code == SUCCESS and "deepspeed" not in sys.modules:
         sys.exit(code)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -104,7 +104,11 @@ def test_weights_without_low_bits_lose_part_of_a_perturbation() -> None:
     epsilon = torch.randn(10_000, generator=generator) * 1e-3
     narrow = masters.bfloat16().float()
     compute = torch.bfloat16
-    kept = perturbation_fidelity([masters], [epsilon], compute=compute, group=None)
-    lost = perturbation_fidelity([narrow], [epsilon], compute=compute, group=None)
+    kept = perturbation_fidelity(
+        [masters], [epsilon], compute=compute, group=None, device=masters.device
+    )
+    lost = perturbation_fidelity(
+        [narrow], [epsilon], compute=compute, group=None, device=masters.device
+    )
     assert float(kept) == pytest.approx(1.0, abs=0.1)
     assert float(lost) < 0.8

@@ -148,6 +148,7 @@ class BufferedSharding:
             self.ascent_gradient.views,
             compute=self._compute,
             group=self._shard_group,
+            device=self._ranks.device,
         )
 
     def square_sum(self, flat: torch.Tensor) -> torch.Tensor:

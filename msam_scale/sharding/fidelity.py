@@ -14,6 +14,7 @@ def perturbation_fidelity(
     *,
     compute: torch.dtype,
     group: dist.ProcessGroup | None,
+    device: torch.device,
 ) -> torch.Tensor:
     """⟨c(w + ε) - c(w), ε⟩ / ‖ε‖², where c rounds to the type that computes.
 
@@ -25,16 +26,17 @@ def perturbation_fidelity(
         perturbation: those of ε, aligned with them.
         compute: the type that matrix products read weights in.
         group: the ranks that hold the other parts.
+        device: where the rank computes; offloaded parts lie elsewhere.
 
     Returns:
         A float64 scalar on the device; 1 where ε is zero, of which nothing can be lost.
     """
-    sums = torch.zeros(2, dtype=torch.float64, device=perturbation[0].device)
+    sums = torch.zeros(2, dtype=torch.float64, device=device)
     for weight, epsilon in zip(weights, perturbation, strict=True):
         moved = (weight + epsilon).to(compute).double() - weight.to(compute).double()
         wide = epsilon.double()
-        sums[0] += (moved * wide).sum()
-        sums[1] += wide.square().sum()
+        sums[0] += (moved * wide).sum().to(device)
+        sums[1] += wide.square().sum().to(device)
     if group is not None:
         dist.all_reduce(sums, group=group)
     return torch.where(sums[1] == 0, 1.0, sums[0] / sums[1])

@@ -24,12 +24,13 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor
 
+from data_pipelines.errors import UserError
 from msam_scale.precision import Precision
 from msam_scale.sharding.buffered import BufferedSharding
 from msam_scale.sharding.gradient_reduction import BUCKET_BYTES
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.norms import square_sum
-from msam_scale.sharding.placement import place
+from msam_scale.sharding.placement import check_offload, place
 
 _MATRIX_PRODUCTS = (
     nn.Linear,
@@ -136,6 +137,7 @@ def _shard_blocks(request: ShardingRequest) -> list[FSDPModule]:
     model, kind = request.model, request.ranks.device.type
     group = request.ranks.process_group_of(request.plan.shard_group_size)
     offload = request.config.sharding.offload
+    check_offload(request)
     options: dict[str, Any] = {
         "mesh": DeviceMesh.from_group(group, kind, mesh_dim_names=("shard",)),
         "mp_policy": _mixed_precision(request.precision),
@@ -145,7 +147,7 @@ def _shard_blocks(request: ShardingRequest) -> list[FSDPModule]:
     }
 
     def shard(module: nn.Module) -> FSDPModule:
-        kept = _kept_whole(module, request.precision)
+        kept = _kept_whole(module, request.precision, offloads=offload and kind != "cpu")
         return fully_shard(module, ignored_params=kept, **options)
 
     modules: list[FSDPModule] = []
@@ -172,13 +174,24 @@ def _mixed_precision(precision: Precision) -> MixedPrecisionPolicy:
     )
 
 
-def _kept_whole(model: nn.Module, precision: Precision) -> set[nn.Parameter]:
+def _kept_whole(model: nn.Module, precision: Precision, *, offloads: bool) -> set[nn.Parameter]:
     """What cannot be sharded, and what autocast reads in full precision and is small.
 
     FSDP2 gathers in the narrow type. That is what autocast makes of the weights of matrix products;
-    norms, position embeddings and their like it reads as they are, and so they stay.
+    norms, position embeddings and their like it reads as they are, and so they stay. Shards that
+    are offloaded lie elsewhere than what stays, so there everything is sharded.
+
+    Raises:
+        UserError: a parameter has no dimensions, and shards are offloaded to the host.
     """
     kept = {parameter for parameter in model.parameters() if parameter.dim() == 0}
+    if offloads:
+        if kept:
+            raise UserError(
+                "sharding.offload: the model has parameters without dimensions, which FSDP2 cannot "
+                "shard and offload; parameters of shape (1,), or sharding.strategy: zero3, work"
+            )
+        return kept
     if precision.compute != precision.parameters:
         for module in model.modules():
             if not isinstance(module, _MATRIX_PRODUCTS):

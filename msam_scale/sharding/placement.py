@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from data_pipelines.errors import UserError
 from msam_scale.materialization import materialize
 from msam_scale.sharding.interface import ShardingRequest
 
@@ -45,6 +46,22 @@ def place(
             if placed is not buffer:
                 setattr(one, name, placed)
             _broadcast(placed, request.ranks.world)
+
+
+def check_offload(request: ShardingRequest) -> None:
+    """Refuses offloaded shards with several shard groups on an accelerator.
+
+    Raises:
+        UserError: the sum over groups would need a backend for host memory besides NCCL.
+    """
+    has_replicas = request.plan.shard_group_size < request.ranks.size
+    on_host = request.config.sharding.offload and request.ranks.device.type != "cpu"
+    if has_replicas and on_host:
+        raise UserError(
+            f"sharding.shard_group: {request.plan.shard_group_size} of {request.ranks.size} ranks "
+            "cannot be combined with sharding.offload on GPUs, whose gradients lie in host memory; "
+            "leave one of them out"
+        )
 
 
 def _modules(module: nn.Module, *, apart_from: set[nn.Module]) -> Iterator[nn.Module]:

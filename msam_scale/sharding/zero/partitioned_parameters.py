@@ -15,7 +15,7 @@ from data_pipelines.errors import UserError
 from msam_scale.sharding.fidelity import perturbation_fidelity
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.norms import square_sum
-from msam_scale.sharding.placement import place
+from msam_scale.sharding.placement import check_offload, place
 from msam_scale.sharding.zero import private_api
 from msam_scale.sharding.zero.shard_state import ShardState
 from msam_scale.sharding.zero.start import join_deepspeed, settings_for_deepspeed, start_engine
@@ -57,6 +57,7 @@ class ParameterPartitioning:
         self._ascends = request.ascends
         self._is_float16 = request.config.precision == "float16"
         size = request.plan.shard_group_size
+        check_offload(request)
         join_deepspeed(request)
         self._shard_group = request.ranks.process_group_of(size)
         self._ascent_group = request.ranks.replicas_of(size, within=request.plan.group_size)
@@ -163,7 +164,8 @@ class ParameterPartitioning:
             self.ascent_gradient.views,
             compute=self._compute,
             group=self._shard_group,
-        ).to(self._ranks.device)
+            device=self._ranks.device,
+        )
 
     @contextmanager
     def perturbed(self) -> Iterator[None]:
