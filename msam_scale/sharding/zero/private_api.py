@@ -149,16 +149,29 @@ def shard_module(
     `zero.Init` cannot broadcast a tensor without dimensions, but gathers any shape.
     """
     import deepspeed
+    from deepspeed.utils import groups
 
     scalars = [p for p in module.parameters() if p.dim() == 0 and not is_sharded(p)]
     for parameter in scalars:
         parameter.data = parameter.data.view(1)
     with only_errors_logged():
         deepspeed.zero.Init(
-            module=module, data_parallel_group=group, config_dict_or_path=settings, dtype=dtype
+            module=module,
+            data_parallel_group=group,
+            config_dict_or_path=settings,
+            dtype=dtype,
+            # Of secondary shards (hpZ): made by the first call, and by no other.
+            zero_param_parallel_group=groups._get_zero_param_intra_parallel_group(),
         )
     for parameter in scalars:
         parameter.ds_shape = torch.Size()  # type: ignore[attr-defined]
+
+
+def forget_secondary_groups() -> None:
+    """An earlier engine leaves its hpZ groups behind, which would turn hpZ on for the next one."""
+    from deepspeed.utils import groups
+
+    groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
 
 
 def is_sharded(parameter: nn.Parameter) -> bool:

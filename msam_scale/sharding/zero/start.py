@@ -71,6 +71,7 @@ def join_deepspeed(request: ShardingRequest) -> None:
     """Lets DeepSpeed use the process group that the engine is in."""
     private_api.check_deepspeed()
     private_api.prepare_process()
+    private_api.forget_secondary_groups()
     request.ranks.process_group_of(request.ranks.size)
     import deepspeed
 
