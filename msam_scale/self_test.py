@@ -92,7 +92,8 @@ def _error_of_update(config: Config, *, shard_group: int, ranks: Ranks) -> float
         config.batch.size, config.objective.micro_batches or 1, ranks.size, shard_group
     )
     generator = torch.Generator().manual_seed(0)
-    model = _filled(_Tiny(), generator)
+    with torch.random.fork_rng(devices=[]):
+        model = _filled(_Tiny(), generator)
     expected = copy.deepcopy(model).double()
     start = torch.nn.utils.parameters_to_vector(expected.parameters()).detach().clone()
     engine = assemble(

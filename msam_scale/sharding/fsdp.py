@@ -72,6 +72,15 @@ class FullySharding(BufferedSharding):
             super()._trainable(), key=lambda parameter: not isinstance(parameter, DTensor)
         )
 
+    def _make_optimizer(self, request: ShardingRequest) -> torch.optim.Optimizer:
+        optimizer = super()._make_optimizer(request)
+        for group in list(optimizer.param_groups):  # fused kernels refuse both kinds in one call
+            whole = [p for p in group["params"] if not isinstance(p, DTensor)]
+            if whole and len(whole) < len(group["params"]):
+                group["params"] = [p for p in group["params"] if isinstance(p, DTensor)]
+                optimizer.add_param_group({**group, "params": whole})
+        return optimizer
+
     def _shard_of(self, parameter: nn.Parameter) -> torch.Tensor:
         return _local(parameter)
 

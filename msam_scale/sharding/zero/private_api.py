@@ -204,6 +204,8 @@ def release_gathered(engine: Any) -> None:
 def refresh_gathered(engine: Any) -> None:
     """After shards changed: what DeepSpeed keeps gathered is gathered anew."""
     optimizer = engine.optimizer
+    if torch.cuda.is_available():  # it gathers on a stream that does not wait for ours
+        torch.cuda.current_stream().synchronize()
     optimizer.invalidate_secondary_tensor()
     if optimizer.persistent_parameters:
         optimizer.persistent_parameters[0].all_gather(optimizer.persistent_parameters)
