@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from transformers import BertConfig, BertModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from msam_scale.models.wide_resnet import WideResNet
 
@@ -82,7 +83,10 @@ def _dropout_vit() -> nn.Module:
 
 
 class TextClassifier(nn.Module):
-    """A BERT encoder from transformers, with dropout, that reads an image's pixels as tokens."""
+    """A BERT encoder from transformers, with dropout, that reads an image's pixels as tokens.
+
+    Given labels it returns an output with its own loss, as models of transformers do.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,9 +103,12 @@ class TextClassifier(nn.Module):
         self.encoder = BertModel(config)
         self.head = nn.Linear(16, NUM_CLASSES)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
         tokens = (images.flatten(1)[:, :12] * 12 + 25).long().clamp(0, 49)
-        return self.head(self.encoder(tokens).last_hidden_state[:, 0])  # type: ignore[no-any-return]
+        logits = self.head(self.encoder(tokens).last_hidden_state[:, 0])
+        if labels is None:
+            return logits
+        return SequenceClassifierOutput(loss=F.cross_entropy(logits, labels), logits=logits)
 
 
 def _linear() -> nn.Module:

@@ -68,11 +68,19 @@ def settings(
 
 @dataclass(frozen=True)
 class Run:
-    """A run of `steps` steps of the named model on `mini_batch(0), mini_batch(1), …`."""
+    """A run of `steps` steps of the named model on `mini_batch(0), mini_batch(1), …`.
+
+    Attributes:
+        config: for `initialize`.
+        model: one of `engine_models.MODELS`.
+        steps: optimizer steps.
+        dict_batch: batches are dicts, and the loss is the one that the model returns.
+    """
 
     config: dict[str, Any]
     model: str = "odd"
     steps: int = 10
+    dict_batch: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,8 @@ class Outcome:
 def engine_for(run: Run, **arguments: Any) -> Engine:
     """The run's engine. Ranks build different weights: the engine has to hand out rank 0's."""
     model = build_model(run.model, seed=join().rank)
-    return initialize(model, config=run.config, **{"loss_fn": cross_entropy, **arguments})
+    loss_fn = None if run.dict_batch else cross_entropy
+    return initialize(model, config=run.config, **{"loss_fn": loss_fn, **arguments})
 
 
 def own_part(engine: Engine, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -108,10 +117,12 @@ def outcome_of(run: Run, **arguments: Any) -> Outcome:
     """Trains with the engine on this rank."""
     engine = engine_for(run, **arguments)
     dtype = _DTYPES[run.config["precision"]]
-    steps = [
-        engine.train_step(own_part(engine, mini_batch(step, dtype=dtype)))
-        for step in range(run.steps)
-    ]
+
+    def batch(step: int) -> Any:
+        images, labels = own_part(engine, mini_batch(step, dtype=dtype))
+        return {"images": images, "labels": labels} if run.dict_batch else (images, labels)
+
+    steps = [engine.train_step(batch(step)) for step in range(run.steps)]
     assert not any(step.skipped for step in steps)
     return Outcome(
         state=engine.full_state_dict(),

@@ -10,20 +10,30 @@ from pathlib import Path
 _ROOT = Path(__file__).parents[1]
 
 
-def test_a_sharded_vision_transformer() -> None:
+def _step(*words: str) -> subprocess.CompletedProcess[str]:
     torchrun = str(Path(sys.executable).parent / "torchrun")
     script = str(_ROOT / "tests" / "benchmarks" / "vit_large_sharded.py")
-    words = ["--model", "vit_tiny_patch16_224", "--image-size", "32"]
-    done = subprocess.run(
-        [torchrun, "--nproc-per-node", "2", script, *words],
+    model = ["--model", "vit_base_patch16_224", "--image-size", "32"]
+    return subprocess.run(
+        [torchrun, "--nproc-per-node", "2", script, *model, *words],
         cwd=_ROOT,
         capture_output=True,
         text=True,
         timeout=300,
         check=False,
     )
+
+
+def test_a_sharded_vision_transformer() -> None:
+    done = _step("--limit-gib", "2")
     assert done.returncode == 0, done.stderr[-2000:]
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [result["rank"] for result in results] == [0, 1]
     assert results[0]["loss"] == results[1]["loss"]
-    assert results[0]["peak_gib"] > 0
+    assert all(0 < result["peak_gib"] < result["replicated_gib"] for result in results)
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    refused = _step("--limit-gib", "0.3", "--strategy", "replicated")
+    assert refused.returncode != 0
+    assert "can't allocate memory" in refused.stderr

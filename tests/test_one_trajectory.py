@@ -45,7 +45,7 @@ class Column:
         model = self.model
         if model == "odd" and same_modules:
             model = "odd, all of it used"
-        return Run(config, model=model)
+        return Run(config, model=model, dict_batch=model == "bert")
 
     def error(self, outcome: Outcome) -> float:
         """The distance from the reference."""

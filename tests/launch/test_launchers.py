@@ -20,7 +20,8 @@ _LAUNCHERS: dict[str, list[str]] = {
         *("--log_level", "error", "--num_accelerators", "2", "launch/train.py"),
     ],
 }
-# The whole matrix takes minutes; the README's commands have more of it.
+# The whole matrix takes minutes; the README's commands have more of it. Where ranks work on a
+# micro-batch together, the validation set gives one of the two a block more than the other.
 _STARTS = [
     *(("msam-scale", strategy) for strategy in ("replicated", "fsdp", "zero1", "zero2", "zero3")),
     ("torchrun", "fsdp"),
@@ -79,4 +80,4 @@ def test_every_launcher_and_strategy_gives_the_same_metrics(
     expected = _figures("msam-scale", "replicated", folder)
     for line, right in zip(figures, expected, strict=True):
         # Batch normalization over four samples multiplies what float32 rounds.
-        assert line == pytest.approx(right, rel=1e-3)
+        assert line == pytest.approx(right, rel=1e-5)

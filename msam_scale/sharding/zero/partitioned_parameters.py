@@ -18,7 +18,12 @@ from msam_scale.sharding.norms import square_sum
 from msam_scale.sharding.placement import check_offload, place
 from msam_scale.sharding.zero import private_api
 from msam_scale.sharding.zero.shard_state import ShardState
-from msam_scale.sharding.zero.start import join_deepspeed, settings_for_deepspeed, start_engine
+from msam_scale.sharding.zero.start import (
+    check_secondary_shards,
+    join_deepspeed,
+    settings_for_deepspeed,
+    start_engine,
+)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class ParameterPartitioning:
     The one buffer of ours is the accumulator over micro-batches.
 
     Raises:
-        UserError: the model has no trainable parameter, or the optimizer cannot be sharded.
+        UserError: the model has no trainable parameter, the optimizer cannot be sharded, or
+            secondary shards do not fit into shard groups.
     """
 
     forward_is_collective = True
@@ -57,14 +63,15 @@ class ParameterPartitioning:
         self._ascends = request.ascends
         self._is_float16 = request.config.precision == "float16"
         size = request.plan.shard_group_size
+        settings = settings_for_deepspeed(request)
         check_offload(request)
+        check_secondary_shards(settings, shard_group_size=size)
         join_deepspeed(request)
         self._shard_group = request.ranks.process_group_of(size)
         self._ascent_group = request.ranks.replicas_of(size, within=request.plan.group_size)
         self._descent_group = request.ranks.replicas_of(size, within=request.ranks.size)
         # DeepSpeed averages over the shard group, and the engine's losses are made for sums.
         self._num_averaged = size
-        settings = settings_for_deepspeed(request)
         full_precision = self._partition(request, settings)
         parameters = [p for p in request.model.parameters() if p.requires_grad]
         if not parameters:
@@ -99,6 +106,10 @@ class ParameterPartitioning:
             place(module, request=request, apart_from=done, contiguous=True)
             new = [p for p in module.parameters() if not private_api.is_sharded(p)]
             whole = {p: p.detach().flatten() for p in new}
+            for parameter in new:
+                # `zero.Init` leaves the types of a module that exists as they are, and DeepSpeed's
+                # loss scaler exists only if it finds float16.
+                parameter.data = parameter.data.to(self._compute)
             private_api.shard_module(
                 module, group=self._shard_group, settings=settings, dtype=self._compute
             )
@@ -223,6 +234,8 @@ class ParameterPartitioning:
         self, weights: Mapping[str, torch.Tensor], optimizer_state: Mapping[str, torch.Tensor]
     ) -> None:
         """Takes this rank's shards of whole tensors."""
+        # What is cut up later would leave secondary shards of the old weights.
+        private_api.release_gathered(self._engine)
         self._state.load(self.optimizer, weights, optimizer_state)
         self._refresh_computing()
 

@@ -111,6 +111,8 @@ def drop_reduced_gradients(engine: Any) -> None:
     optimizer.micro_step_id = -1
     if optimizer.cpu_offload:
         optimizer.reset_cpu_buffers()
+        for piece in optimizer.single_partition_of_fp32_groups:
+            piece.grad.zero_()  # nothing else writes the padding, where a NaN would stay
         return
     for group in list(optimizer.averaged_gradients):
         optimizer.averaged_gradients[group] = None
@@ -190,10 +192,13 @@ def whole_shape(parameter: nn.Parameter) -> torch.Size:
     return shape
 
 
-def own_shard(parameter: nn.Parameter) -> torch.Tensor:
-    """This rank's shard of a parameter, flat, in the type that computes."""
-    shard: torch.Tensor = parameter.ds_tensor  # type: ignore[attr-defined]
-    return shard
+def set_own_shard(parameter: nn.Parameter, values: torch.Tensor) -> None:
+    """Writes this rank's shard of a parameter that is not trained, flat; forwards gather it.
+
+    DeepSpeed drops the secondary shards (hpZ) of trained parameters after a step, and never these.
+    """
+    parameter.ds_tensor.copy_(values)  # type: ignore[attr-defined]
+    parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]
 
 
 def release_gathered(engine: Any) -> None:

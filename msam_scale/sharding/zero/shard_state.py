@@ -99,7 +99,7 @@ class ShardState:
                     continue
                 self._shard(parameter).copy_(self._part(parameter, weights[name]))
                 if parameter in self._frozen:
-                    private_api.own_shard(parameter).copy_(self._frozen[parameter])
+                    private_api.set_own_shard(parameter, self._frozen[parameter])
             optimizer.state.clear()
             for name, parameter in self._trained():
                 flat, start, length = self._places[parameter]

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from data_pipelines.errors import UserError
+from msam_scale.batch_plan import divisors
 from msam_scale.config.deepspeed.engine_settings import engine_settings
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.zero import private_api
@@ -40,6 +41,21 @@ def settings_for_deepspeed(request: ShardingRequest) -> dict[str, Any]:
     """The dict that `deepspeed.initialize` and `deepspeed.zero.Init` take."""
     chunk = min(request.config.batch.chunk or request.plan.slice_size, request.plan.slice_size)
     return engine_settings(request.config, world_size=request.ranks.size, chunk_samples=chunk)
+
+
+def check_secondary_shards(settings: dict[str, Any], *, shard_group_size: int) -> None:
+    """Refuses secondary shards (hpZ) whose ranks are not part of one shard group.
+
+    Raises:
+        UserError: naming the sizes that fit.
+    """
+    size = settings["zero_optimization"].get("zero_hpz_partition_size", 1)
+    if size > 1 and shard_group_size % size:
+        raise UserError(
+            f"sharding.deepspeed.zero_optimization.zero_hpz_partition_size: {size} does not divide "
+            f"the {shard_group_size} ranks of a shard group; values that fit: "
+            f"{', '.join(map(str, divisors(shard_group_size)))}"
+        )
 
 
 def start_engine(
