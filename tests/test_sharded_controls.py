@@ -20,7 +20,7 @@ from engine_runs import (
 )
 from faults import replaced
 from layouts import LAYOUTS
-from rank_pool import OnRanks
+from rank_pool import OnRanks, RankFailedError
 from references import reference_for
 
 import msam_scale.initialization as initialization
@@ -68,6 +68,13 @@ def _fsdp_average() -> AbstractContextManager[None]:
     return replaced(FSDPModule, "set_gradient_divide_factor", lambda module, factor: None)
 
 
+def _fsdp_unused_left_out() -> AbstractContextManager[None]:
+    """FSDP2's default: a rank sends no gradient for what its chunk has left unused."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return replaced(FSDPModule, "set_reduce_scatter_unused_params", lambda module, unused: None)
+
+
 def _fsdp_stale_root() -> AbstractContextManager[None]:
     return replaced(FullySharding, "_reshard", lambda sharding: None)
 
@@ -81,6 +88,7 @@ def _zero3_no_reset() -> AbstractContextManager[None]:
 
 
 def _zero3_unused_not_cleared() -> AbstractContextManager[None]:
+    """DeepSpeed's own reset, which counts on a backward to write every gradient."""
     return _zero("start_accumulating", lambda engine: engine.optimizer.zero_grad())
 
 
@@ -105,7 +113,7 @@ def _zero12_reduces_pieces_of_buckets() -> AbstractContextManager[None]:
     return replaced(OptimizerPartitioning, "_install", install)
 
 
-# By (layout, ranks, fault); the last element says whether to come back from another step first.
+# By (layout, ranks, fault); the last element says whether to train, predict and go back before.
 FAULTS: dict[str, tuple[str, int, Callable[[], AbstractContextManager[None]], bool]] = {
     "FSDP, nothing": ("FSDP", 2, _nothing_replaced, True),
     "FSDP, p.data = on a DTensor": ("FSDP", 2, _fsdp_data_assignment, False),
@@ -115,6 +123,7 @@ FAULTS: dict[str, tuple[str, int, Callable[[], AbstractContextManager[None]], bo
     "ZeRO-3, nothing": ("ZeRO-3", 2, _nothing_replaced, True),
     "ZeRO-3, stale persistent parameters": ("ZeRO-3", 2, _zero3_stale_persistent, False),
     "ZeRO-3, no reset between passes": ("ZeRO-3", 2, _zero3_no_reset, False),
+    "ZeRO-3, an unused branch not cleared": ("ZeRO-3", 2, _zero3_unused_not_cleared, False),
     "ZeRO-3, a local norm": ("ZeRO-3", 2, _zero3_local_norm, False),
 }
 
@@ -206,3 +215,16 @@ def _self_test_stops(fault: str) -> bool:
     finally:
         self_test._check.cache_clear()
     return True
+
+
+def _without_unused_gradients(config: dict[str, Any]) -> None:
+    no_self_test = replaced(initialization, "check_sharding", lambda *_, **__: None)
+    with _fsdp_unused_left_out(), no_self_test:
+        outcome_of(Run(config, steps=1))
+
+
+def test_fsdps_default_for_unused_parameters_ends_the_run(on_ranks: OnRanks) -> None:
+    """Ranks send gradients of different sizes; the trajectories have such chunks and go through."""
+    config = settings(micro_batches=4, chunk=3, **LAYOUTS["FSDP"].sharding)
+    with pytest.raises(RankFailedError, match="reduce_scatter|the process ended"):
+        on_ranks(2, _without_unused_gradients, config, timeout=60.0)

@@ -16,18 +16,27 @@ from report import add_row
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _TITLE = "Traffic of a step on 4 ranks: calls and bytes, of gradients and weights (float32)"
+# Two samples a forward: each algorithm cuts a rank's eight samples into the same chunks.
 _ALGORITHMS: dict[str, dict[str, Any]] = {
-    "vanilla": {"algorithm": "vanilla", "micro_batches": 4},
-    "SAM": {"algorithm": "sam"},
-    "mSAM, m=4": {"micro_batches": 4},
+    "vanilla": {"algorithm": "vanilla", "chunk": 2},
+    "SAM": {"algorithm": "sam", "chunk": 2},
+    "mSAM, m=4": {"micro_batches": 4, "chunk": 2},
+}
+# The groups of rank 0: all ranks, a shard group of two, and the replicas of a shard.
+_ALL, _PAIR, _ACROSS = (0, 1, 2, 3), (0, 1), (0, 2)
+_SHARD_GROUPS = {
+    "FSDP": _ALL,
+    "ZeRO-3": _ALL,
+    "hybrid FSDP 2x2": _PAIR,
+    "hybrid ZeRO-3 2x2": _PAIR,
 }
 
-Key = tuple[str, int]
+Key = tuple[str, tuple[int, ...]]
 Sent = dict[Key, tuple[int, int]]
 
 
 class Collectives(TorchDispatchMode):
-    """Counts collectives by (name, ranks in the group): calls and bytes; small ones are left out.
+    """Counts collectives by (name, ranks of the group): calls and bytes; small ones are left out.
 
     Norms, losses and overflow flags travel in tensors of a few numbers.
     """
@@ -44,7 +53,7 @@ class Collectives(TorchDispatchMode):
             name = func.name().partition("::")[2].strip("_")
             num_bytes = max(_bytes(value) for value in args)
             if num_bytes > 64:
-                key = name, _group_size(args)
+                key = name, _ranks_of_group(args)
                 self.calls[key] += 1
                 self.num_bytes[key] += num_bytes
         return func(*args, **(kwargs or {}))
@@ -62,10 +71,10 @@ def _bytes(value: Any) -> int:
     return 0
 
 
-def _group_size(args: tuple[Any, ...]) -> int:
+def _ranks_of_group(args: tuple[Any, ...]) -> tuple[int, ...]:
     for value in args:
         if isinstance(value, torch.ScriptObject) and "ProcessGroup" in str(value._type()):
-            return dist.ProcessGroup.unbox(value).size()
+            return tuple(dist.get_process_group_ranks(dist.ProcessGroup.unbox(value)))
     raise AssertionError("a collective without a group")
 
 
@@ -78,37 +87,73 @@ def _sent(config: dict[str, Any]) -> Sent:
     return collectives.sent()
 
 
-def _between_groups(sent: Sent) -> tuple[int, int]:
-    """Calls and bytes over the groups of replicas of a shard: all ranks, or pairs across 2x2."""
-    names = ("allreduce",)
-    chosen = [counts for (name, _), counts in sent.items() if name in names]
-    return sum(calls for calls, _ in chosen), sum(num_bytes for _, num_bytes in chosen)
+def _chosen(sent: Sent, *, over: tuple[int, ...], collective: str = "") -> Sent:
+    return {
+        (name, ranks): counts
+        for (name, ranks), counts in sent.items()
+        if ranks == over and collective in name
+    }
+
+
+def _times(factor: int, sent: Sent) -> Sent:
+    return {key: (factor * calls, factor * size) for key, (calls, size) in sent.items()}
 
 
 def _text(sent: Sent) -> str:
     return "; ".join(
-        f"{name} over {size}: {calls}x {num_bytes}"
-        for (name, size), (calls, num_bytes) in sorted(sent.items())
+        f"{name} over {'-'.join(map(str, ranks))}: {calls}x {num_bytes}"
+        for (name, ranks), (calls, num_bytes) in sorted(sent.items())
     )
 
 
-@pytest.mark.parametrize("row", LAYOUTS)
-def test_msam_sends_no_more_between_shard_groups_than_vanilla(row: str, on_ranks: OnRanks) -> None:
-    if row == "replicated":
-        add_row(_TITLE, "", "", "sent")
-    sent: dict[str, Sent] = {}
+def _measured(row: str, on_ranks: OnRanks) -> list[Sent]:
+    """What rank 0 sends in a step of each algorithm; the others call as often."""
+    by_algorithm = []
     for name, objective in _ALGORITHMS.items():
         config = settings(**objective, precision="float32", **LAYOUTS[row].sharding)
         first, *others = on_ranks(4, _sent, config)
-        assert all(other.keys() == first.keys() for other in others)
-        sent[name] = first
+        for other in others:
+            assert Counter(_calls_of(other)) == Counter(_calls_of(first))
         add_row(_TITLE, row, name, _text(first))
-    if row in ("FSDP", "ZeRO-3"):
-        return  # one shard group: nothing goes between groups
-    vanilla, sam, msam = (_between_groups(sent[name]) for name in _ALGORITHMS)
-    assert msam == vanilla
-    gradient = vanilla[1]
-    assert sam[1] - vanilla[1] == pytest.approx(gradient, rel=0.05)
+        by_algorithm.append(first)
+    return by_algorithm
+
+
+def _calls_of(sent: Sent) -> list[tuple[str, int, int]]:
+    return [(name, len(ranks), calls) for (name, ranks), (calls, _) in sent.items()]
+
+
+@pytest.mark.parametrize("row", LAYOUTS)
+def test_between_shard_groups_msam_sends_what_vanilla_sends(row: str, on_ranks: OnRanks) -> None:
+    if row == "replicated":
+        add_row(_TITLE, "", "", "sent (collective over ranks: calls, bytes)")
+    vanilla, sam, msam = _measured(row, on_ranks)
+    shard_group = _SHARD_GROUPS.get(row)
+    if shard_group is not None:
+        _check_within(row, shard_group, vanilla, sam, msam)
+    if shard_group == _ALL:
+        assert all(key[1] == _ALL for key in msam), "there is no other group to send to"
+        return
+    between = _ALL if shard_group is None else _ACROSS
+    assert msam.keys() == vanilla.keys()
+    assert _chosen(msam, over=between) == _chosen(vanilla, over=between)
+    ((calls, num_bytes),) = _chosen(msam, over=between, collective="allreduce").values()
+    ((sam_calls, sam_bytes),) = _chosen(sam, over=between, collective="allreduce").values()
+    assert (calls, sam_calls) == (1, 2)
+    # DeepSpeed reduces without the padding of the engine's buffers.
+    assert sam_bytes == pytest.approx(2 * num_bytes, rel=0.05)
+
+
+def _check_within(
+    row: str, shard_group: tuple[int, ...], vanilla: Sent, sam: Sent, msam: Sent
+) -> None:
+    """Gathers and scatters go with the forwards and backwards: twice those of vanilla."""
+    # ZeRO-3 keeps small parameters gathered, and gathers them anew after each perturbation.
+    scatters = "reduce_scatter" if "ZeRO" in row else ""
+    expected = _times(2, _chosen(vanilla, over=shard_group, collective=scatters))
+    assert expected
+    assert _chosen(sam, over=shard_group, collective=scatters) == expected
+    assert _chosen(msam, over=shard_group, collective=scatters) == expected
 
 
 def _deepspeed_alone(num_accumulated: int) -> Sent:
@@ -151,8 +196,8 @@ def test_deepspeeds_own_accumulation_sends_more(on_ranks: OnRanks) -> None:
         precision="float32",
         strategy="zero2",
     )
-    ours = _between_groups(on_ranks(4, _sent, config)[0])[1]
-    theirs = _between_groups(on_ranks(4, _deepspeed_alone, chunks)[0])[1]
-    add_row(_TITLE, "ZeRO-2", "mSAM, 4 chunks", f"all-reduced: {ours}")
-    add_row(_TITLE, "DeepSpeed ZeRO-2", "4 chunks", f"all-reduced: {theirs}")
-    assert theirs > 2 * ours
+    ours = on_ranks(4, _sent, config)[0]
+    theirs = on_ranks(4, _deepspeed_alone, chunks)[0]
+    add_row(_TITLE, "DeepSpeed ZeRO-2", "vanilla, 4 chunks", _text(theirs))
+    reductions = [_chosen(sent, over=_ALL, collective="allreduce") for sent in (ours, theirs)]
+    assert reductions[1] == _times(chunks, reductions[0])
