@@ -20,6 +20,8 @@ from data_pipelines.sources.retrying import Retries, TransientError
 # What passes in the time a request takes is cheaper to read than to skip.
 _MAX_GAP_BYTES = 1 << 17
 _MAX_REDIRECTS = 5
+# A connection that has brought this much of a whole file works: earlier failures are forgotten.
+_STEADY_BYTES = 1 << 20
 
 
 class HttpFolder:
@@ -100,19 +102,21 @@ class HttpFolder:
             UserError: See `ShardSource.pieces`; failures that may pass are retried before.
         """
         retries = Retries(self._num_retries, where=self.where(name))
-        position = 0
+        position = steady_from = 0
         while True:
             try:
                 with self._request(name, start=position, stop=None) as answer:
                     self._check_size(name, answer, num_bytes=num_bytes)
                     for piece in _from(answer, position):
                         position += len(piece)
-                        retries.succeeded()
+                        if position - steady_from >= _STEADY_BYTES:
+                            retries.succeeded()
                         yield piece
                 if num_bytes is not None and position < num_bytes:
                     raise TransientError(f"ends after {position} of {num_bytes} bytes")
             except TransientError as error:
                 retries.wait_after(error)
+                steady_from = position
                 continue
             return
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import requests
-import urllib3
+from urllib3.exceptions import HTTPError, MaxRetryError, ProtocolError
 
 from data_pipelines.errors import UserError
 from data_pipelines.sources.interface import NoRangesError
@@ -50,9 +50,11 @@ class Answer:
                 # As it comes, without decompression, and at most what one read of the socket gives:
                 # filling up a piece would let a server hold us for ever with a byte now and then.
                 piece = self.response.raw.read1(_PIECE_BYTES, decode_content=False)
-            except (urllib3.exceptions.HTTPError, OSError) as error:
+            except (HTTPError, OSError) as error:
+                # urllib3 puts the error below into the message already.
+                what = error.args[0] if isinstance(error, ProtocolError) else error
                 raise TransientError(
-                    f"the connection broke after {num_bytes} bytes: {error}"
+                    f"the connection broke after {num_bytes} bytes: {what}"
                 ) from error
             if not piece:
                 break
@@ -183,7 +185,7 @@ def _number(text: str | None) -> int | None:
 def _reason(error: Exception) -> str:
     """Returns why a request failed, without the URL, which may hold passwords and tokens."""
     inner = error.args[0] if error.args else error
-    if isinstance(inner, urllib3.exceptions.MaxRetryError):
+    if isinstance(inner, MaxRetryError):
         inner = inner.reason
     if isinstance(error, (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema)):
         inner = "no valid URL"

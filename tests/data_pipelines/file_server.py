@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from collections import deque
@@ -34,6 +35,7 @@ class FileServer(ThreadingHTTPServer):
         always: When set, takes the place of every answer that no fault takes.
         on_request: Called before every answer.
         released: Lets stalled answers end.
+        errors: What went wrong in the server itself.
     """
 
     daemon_threads = True
@@ -47,6 +49,7 @@ class FileServer(ThreadingHTTPServer):
         self.always: Fault | None = None
         self.on_request: Callable[[Request], None] = lambda request: None
         self.released = threading.Event()
+        self.errors: list[BaseException | None] = []
 
     @property
     def url(self) -> str:
@@ -58,6 +61,11 @@ class FileServer(ThreadingHTTPServer):
     def process_request(self, request: object, client_address: object) -> None:
         self.num_connections += 1
         super().process_request(request, client_address)  # type: ignore[arg-type]
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, ConnectionError):  # clients hang up when they have what they want
+            self.errors.append(error)
 
 
 @contextmanager
@@ -71,6 +79,7 @@ def serving(directory: Path) -> Iterator[FileServer]:
             server.released.set()
             server.shutdown()
             thread.join()
+            assert server.errors == []
 
 
 class Handler(BaseHTTPRequestHandler):

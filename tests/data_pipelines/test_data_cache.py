@@ -3,11 +3,13 @@
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 from cache_readers import CONTEXT, start_reading
@@ -238,6 +240,29 @@ def test_four_processes_keep_to_the_limit_together(
     # At every request, what was being fetched is in the folder with its full size.
     assert len(sizes) >= 6
     assert 0 < max(*sizes, total(cache)) <= limit
+
+
+def test_shards_get_their_name_only_while_nobody_adds_up_sizes(
+    index: SampleIndex, server: FileServer, cache: Path
+) -> None:
+    split = open_cached(server, cache)
+    lock = filelock.FileLock(cache / "shards" / "locks" / "cache.lock", thread_local=False)
+    seen: list[set[str]] = []
+
+    def look_and_release() -> None:
+        seen.append(set(kept_in(cache)))
+        lock.release()
+
+    def hold(request: Request) -> None:
+        lock.acquire()
+        threading.Timer(0.5, look_and_release).start()
+
+    server.on_request = hold
+    assert read_numbers(ShardReader(split.index, source=split.source), [5]) == [5]
+    split.source.close()
+    (name,) = names_of(index, 0)
+    assert seen == [{name.replace(".tar", ".partial")}]
+    assert set(kept_in(cache)) == {name}
 
 
 def total(cache: Path) -> int:

@@ -21,7 +21,13 @@ from file_server import (
 )
 from numbered import read_all, read_numbers
 
-from data_pipelines import SampleIndex, ShardReader, UserError
+from data_pipelines import (
+    MicroBatchLoader,
+    SampleIndex,
+    ShardReader,
+    UserError,
+    transform_preset,
+)
 from data_pipelines.reading import Split, open_split
 from data_pipelines.sources import ByteRange, NoRangesError, SourceOptions, StoredFile, open_source
 
@@ -170,6 +176,7 @@ def test_servers_that_stall_are_given_up_and_asked_again(
         (status(403), "cannot be read: the server answers 403"),
         (status(206), "Content-Range None, which says nothing"),
         (Served(shifted_by=1), r"answers a request for bytes \d+ … \d+ with bytes"),
+        (Served(shifted_by=-1), r"answers a request for bytes \d+ … \d+ with bytes"),
         (Served(headers={"Content-Encoding": "gzip"}), r"sends it compressed \(gzip\)"),
         (Served(ranges=False), r"no range requests.*give a cache_dir and a cache_limit"),
     ],
@@ -196,10 +203,20 @@ def test_server_without_ranges_is_told_apart(split: Split, server: FileServer) -
 
 def test_whole_files_go_on_where_they_stopped(split: Split, server: FileServer) -> None:
     file = file_of(split.index, 0)
-    server.faults.extend([Served(stop_after=1000), Served(stop_after=500), status(500)])
+    server.faults.extend([Served(stop_after=1000), Served(stop_after=500)])
     pieces = split.source.pieces(file.name, num_bytes=file.num_bytes)
     assert b"".join(pieces) == (server.directory / "numbered" / file.name).read_bytes()
-    assert [request.start for request in server.requests] == [0, 1000, 1500, 1500]
+    assert [request.start for request in server.requests] == [0, 1000, 1500]
+
+
+def test_a_little_progress_between_failures_does_not_go_on_for_ever(
+    split: Split, server: FileServer
+) -> None:
+    file = file_of(split.index, 0)
+    server.always = Served(stop_after=50)
+    with pytest.raises(UserError, match="tried 3 times: the connection broke after 50 bytes"):
+        list(split.source.pieces(file.name, num_bytes=file.num_bytes))
+    assert [request.start for request in server.requests] == [0, 50, 100]
 
 
 def test_whole_files_without_ranges_are_put_together_too(split: Split, server: FileServer) -> None:
@@ -245,18 +262,20 @@ def test_server_that_is_gone_is_named(split: Split, server: FileServer) -> None:
     gone.close()
 
 
-def test_token_and_names_reach_the_server(split: Split, server: FileServer) -> None:
-    seen: list[str] = []
+def test_token_names_and_wish_for_plain_bytes_reach_the_server(
+    split: Split, server: FileServer
+) -> None:
+    seen: list[tuple[str, str | None]] = []
 
     def note(handler: Handler, request: Request) -> None:
-        seen.append(handler.path)
+        seen.append((handler.path, handler.headers["Accept-Encoding"]))
         hang_up(handler, request)
 
     server.always = note
     source = open_source(f"{server.url}/a b/?token=x%2Fy", options=SourceOptions(num_retries=0))
     with pytest.raises(UserError):
         list(source.pieces("part 0#.tar", num_bytes=None))
-    assert seen == ["/a%20b/part%200%23.tar?token=x%2Fy"]
+    assert seen == [("/a%20b/part%200%23.tar?token=x%2Fy", "identity")]
     source.close()
 
 
@@ -323,3 +342,32 @@ def test_damaged_remote_index_is_named(
 def test_remote_split_needs_a_place_for_its_index(server: FileServer) -> None:
     with pytest.raises(UserError, match="is remote: give a cache_dir"):
         open_split(f"{server.url}/numbered")
+
+
+@pytest.mark.parametrize("cache_limit", [0, 10**7])
+def test_loader_with_workers_yields_what_it_yields_from_a_local_folder(
+    server: FileServer, index: SampleIndex, tmp_path: Path, cache_limit: int
+) -> None:
+    def batches(split: Split, num_workers: int) -> list[tuple[list[int], list[int]]]:
+        loader = MicroBatchLoader(
+            split.index,
+            source=split.source,
+            order="global",
+            seed=1,
+            batch_size=8,
+            positions=[range(8)],
+            transform=transform_preset("none"),
+            num_workers=num_workers,
+            first_step=0,
+            num_steps=10,
+        )
+        return [(images.flatten().tolist(), labels.tolist()) for images, labels in loader]
+
+    options = SourceOptions(cache_dir=tmp_path / "cache", cache_limit=cache_limit)
+    remote = open_split(f"{server.url}/numbered", options=options)
+    expected = batches(open_split(index.directory), 0)
+    assert len(expected) == 10
+    for num_workers in (0, 2):
+        server.faults.extend([status(503), Served(stop_after=50)])
+        assert batches(remote, num_workers) == expected
+    remote.source.close()
