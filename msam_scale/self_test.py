@@ -55,7 +55,10 @@ def check_sharding(config: Config, *, ranks: Ranks) -> None:
         RuntimeError: the update is not the one of equation (6); names the installed versions.
     """
     sharding = config.sharding.model_copy(update={"blocks": None})
-    _check(sharding.model_dump_json(), config.precision, ranks)
+    # The user draws the same random numbers with and without this test.
+    devices = [ranks.device] if ranks.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        _check(sharding.model_dump_json(), config.precision, ranks)
 
 
 @cache
@@ -125,7 +128,6 @@ def _error_of_update(config: Config, *, shard_group: int, ranks: Ranks) -> float
 
 
 def _filled(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    # Its own generator: the user's draws the same numbers with and without this test.
     for parameter in model.parameters():
         parameter.data.copy_(torch.randn(parameter.shape, generator=generator) / _WIDTH**0.5)
     return model

@@ -1,13 +1,16 @@
 """Builds the index of finished shards."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from data_pipelines.durable_files import new_directory, sha256_of_file
+from data_pipelines.durable_files import new_directory
 from data_pipelines.errors import UserError
 from data_pipelines.index.format import (
     FORMAT_NAME,
@@ -17,75 +20,168 @@ from data_pipelines.index.format import (
     META_FILE,
     SAMPLES_FILE,
     IndexMeta,
-    ShardMeta,
+    TokenMeta,
     fingerprint_of,
     sample_dtype,
 )
+from data_pipelines.index.locate import find_shards
 from data_pipelines.index.sample_index import SampleIndex
-from data_pipelines.index.scan import ScannedSample, scan_shard
+from data_pipelines.index.shard_table import ScanTask, ShardFindings, scan_to_files
+from data_pipelines.processes import run_tasks
+from data_pipelines.progress import Progress, no_progress
+
+_TOKEN_ROWS = ("input_ids", "token_type_ids")
+
+
+def build_index(
+    patterns: Sequence[str | Path],
+    *,
+    num_processes: int = 1,
+    num_classes: int | None = None,
+    ignored_columns: Sequence[str] = (),
+    progress: Progress = no_progress,
+) -> SampleIndex:
+    """Makes the index of shards that are there already, and writes it beside them.
+
+    What an interrupted or killed start has scanned is kept in a hidden folder beside the shards,
+    and the next one continues.
+
+    Args:
+        patterns: The shards, as `DIR/train-{000000..000146}.tar`, with `*`, or their folder; they
+            are numbered in the order of the patterns, those of a folder or `*` by name.
+        num_processes: Processes that scan.
+        num_classes: Labels must be in 0 … num_classes - 1; by default the largest label decides.
+        ignored_columns: Extensions of files in the shards that are neither image nor label.
+        progress: Is told how far it is.
+
+    Raises:
+        UserError: A shard is missing, compressed, damaged or holds what cannot be read by offset,
+            samples differ in their columns, a label is out of range, or there is an index already.
+    """
+    shards = find_shards(patterns)
+    return index_shards(
+        shards,
+        split=shards[0].parent.name,
+        num_classes=num_classes,
+        preshuffle_seed=None,
+        created_by="data_pipelines: index of existing shards",
+        ignored_columns=frozenset(column.lower().lstrip(".") for column in ignored_columns),
+        num_processes=num_processes,
+        progress=progress,
+    )
 
 
 def index_shards(
     shards: Sequence[Path],
     *,
     split: str,
-    num_classes: int,
+    num_classes: int | None,
     preshuffle_seed: int | None,
     created_by: str,
     expected_samples: int | None = None,
+    tokens: TokenMeta | None = None,
+    ignored_columns: Set[str] = frozenset(),
+    num_processes: int = 1,
+    progress: Progress = no_progress,
 ) -> SampleIndex:
     """Scans the shards of a split and writes `index/` beside them.
 
     Args:
         shards: The shards in the order that numbers their samples; all in one folder.
         split: Name of the split, for people.
-        num_classes: Labels must be in 0 … num_classes - 1.
-        preshuffle_seed: Seed of the shuffle the samples were written in; None when they were not.
+        num_classes: Labels must be in 0 … num_classes - 1; None takes the largest label there is.
+        preshuffle_seed: Seed of the shuffle the samples were written in; None when they were not,
+            or nobody knows.
         created_by: What made the shards, for people.
         expected_samples: How many samples were written, where that is known.
+        tokens: For text: what the rows of the tokens are and what they are filled up with. By
+            default one row is `input_ids`, and a second one `token_type_ids`.
+        ignored_columns: Extensions of files in the shards that are not read.
+        num_processes: Processes that scan.
+        progress: Is told how far it is.
 
     Raises:
         UserError: A shard is damaged, samples differ in their columns, a label is out of range,
             the count is not the expected one, or there is an index already.
     """
     directory = _common_folder(shards)
-    found = [list(scan_shard(path)) for path in shards]
-    samples = _sample_table(shards, found, num_classes=num_classes)
-    if expected_samples is not None and len(samples) != expected_samples:
-        raise UserError(
-            f"{directory}: {expected_samples} samples were written, "
-            f"but the shards hold {len(samples)}"
-        )
-    with new_directory(directory / INDEX_FOLDER) as folder:
-        np.save(folder / SAMPLES_FILE, samples, allow_pickle=False)
-        keys = "".join(f"{sample.key}\n" for shard in found for sample in shard)
-        (folder / KEYS_FILE).write_bytes(keys.encode("utf-8"))
-        shard_metas = tuple(
-            ShardMeta(
-                name=path.name,
-                bytes=path.stat().st_size,
-                num_samples=len(in_shard),
-                sha256=sha256_of_file(path),
+    with _work_folder(directory) as work:
+        tasks = [
+            ScanTask(path=path, number=number, work=work, ignored_columns=ignored_columns)
+            for number, path in enumerate(shards)
+        ]
+        found = _scanned(tasks, num_processes=num_processes, progress=progress)
+        _check_alike(tasks, found)
+        num_samples = sum(findings.shard.num_samples for findings in found)
+        if expected_samples is not None and num_samples != expected_samples:
+            raise UserError(
+                f"{directory}: {expected_samples} samples were written, "
+                f"but the shards hold {num_samples}"
             )
-            for path, in_shard in zip(shards, found, strict=True)
-        )
-        columns = tuple(found[0][0].extents)
-        meta = IndexMeta(
-            format=FORMAT_NAME,
-            version=FORMAT_VERSION,
-            split=split,
-            num_samples=len(samples),
-            num_classes=num_classes,
-            class_counts=tuple(np.bincount(samples["label"], minlength=num_classes).tolist()),
-            columns=columns,
-            image_shape=_common_shape(found),
-            preshuffle_seed=preshuffle_seed,
-            shards=shard_metas,
-            created_by=created_by,
-            fingerprint=fingerprint_of(folder / SAMPLES_FILE, shards=shard_metas, columns=columns),
-        )
-        meta.write(folder / META_FILE)
+        classes = _num_classes(tasks, found, given=num_classes)
+        columns = found[0].columns
+        with new_directory(directory / INDEX_FOLDER) as folder:
+            samples = _write_samples(folder / SAMPLES_FILE, tasks, found)
+            with (folder / KEYS_FILE).open("wb") as file:
+                for task in tasks:
+                    file.write(task.keys_path.read_bytes())
+            shard_metas = tuple(findings.shard for findings in found)
+            meta = IndexMeta(
+                format=FORMAT_NAME,
+                version=FORMAT_VERSION,
+                split=split,
+                num_samples=num_samples,
+                num_classes=classes,
+                class_counts=tuple(np.bincount(samples["label"], minlength=classes).tolist()),
+                columns=columns,
+                image_shape=_common_shape(found),
+                preshuffle_seed=preshuffle_seed,
+                tokens=_token_meta(directory, found[0], given=tokens),
+                ignored_columns=tuple(sorted(ignored_columns)),
+                shards=shard_metas,
+                created_by=created_by,
+                fingerprint=fingerprint_of(
+                    folder / SAMPLES_FILE, shards=shard_metas, columns=columns
+                ),
+            )
+            meta.write(folder / META_FILE)
+        shutil.rmtree(work)
     return SampleIndex.open(directory)
+
+
+@contextmanager
+def _work_folder(directory: Path) -> Iterator[Path]:
+    """Keeps what was scanned until the index is written, and other processes away meanwhile."""
+    if (directory / INDEX_FOLDER).exists():
+        raise UserError(
+            f"{directory / INDEX_FOLDER}: there is something here already, and it is never "
+            "overwritten; remove it to make the index anew"
+        )
+    lock = filelock.FileLock(directory / f".{INDEX_FOLDER}.lock")
+    try:
+        held = lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise UserError(f"{directory}: is being indexed by another process; wait for it") from error
+    except OSError as error:
+        raise UserError(f"{directory}: the index cannot be written here: {error}") from error
+    with held:
+        work = directory / f".{INDEX_FOLDER}.unfinished"
+        work.mkdir(exist_ok=True)
+        try:
+            yield work
+        finally:
+            Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _scanned(
+    tasks: Sequence[ScanTask], *, num_processes: int, progress: Progress
+) -> list[ShardFindings]:
+    found: dict[str, ShardFindings] = {}
+    progress("indexing", done=0, total=len(tasks), unit="shards")
+    for findings in run_tasks(scan_to_files, tasks, num_workers=num_processes):
+        found[findings.shard.name] = findings
+        progress("indexing", done=len(found), total=len(tasks), unit="shards")
+    return [found[task.path.name] for task in tasks]
 
 
 def _common_folder(shards: Sequence[Path]) -> Path:
@@ -93,37 +189,82 @@ def _common_folder(shards: Sequence[Path]) -> Path:
     if len(folders) != 1:
         names = ", ".join(sorted(map(str, folders))) or "no shards at all"
         raise UserError(f"the shards of a split lie in one folder, not: {names}")
+    if len(set(shards)) != len(shards):
+        twice = sorted({path.name for path in shards if shards.count(path) > 1})
+        raise UserError(f"{folders.pop()}: named more than once: {', '.join(twice)}")
     return folders.pop()
 
 
-def _sample_table(
-    shards: Sequence[Path], found: Sequence[Sequence[ScannedSample]], *, num_classes: int
+def _check_alike(tasks: Sequence[ScanTask], found: Sequence[ShardFindings]) -> None:
+    first = found[0]
+    for task, findings in zip(tasks, found, strict=True):
+        if findings.columns != first.columns:
+            raise UserError(
+                f"{task.path}: sample {findings.first_key!r} has the columns "
+                f"{', '.join(findings.columns)}, the ones before it {', '.join(first.columns)}"
+            )
+        if findings.has_tokens and findings.shape[0] != first.shape[0]:
+            raise UserError(
+                f"{task.path}: its tokens have {findings.shape[0]} rows, the ones before it "
+                f"{first.shape[0]}"
+            )
+
+
+def _num_classes(
+    tasks: Sequence[ScanTask], found: Sequence[ShardFindings], *, given: int | None
+) -> int:
+    if given is None:
+        return 1 + max(findings.last_class for findings in found)
+    for task, findings in zip(tasks, found, strict=True):
+        if findings.last_class >= given:
+            raise UserError(
+                f"{task.path}: sample {findings.last_class_key!r} is of class "
+                f"{findings.last_class}, but the classes are 0 … {given - 1}"
+            )
+    return given
+
+
+def _write_samples(
+    path: Path, tasks: Sequence[ScanTask], found: Sequence[ShardFindings]
 ) -> NDArray[Any]:
-    columns: list[str] = []
-    rows: list[tuple[int, ...]] = []
-    for number, (path, in_shard) in enumerate(zip(shards, found, strict=True)):
-        if not in_shard:
-            raise UserError(f"{path}: holds no samples")
-        for sample in in_shard:
-            columns = columns or list(sample.extents)
-            if list(sample.extents) != columns:
-                raise UserError(
-                    f"{path}: sample {sample.key!r} has the columns {', '.join(sample.extents)}, "
-                    f"the ones before it {', '.join(columns)}"
-                )
-            if sample.label >= num_classes:
-                raise UserError(
-                    f"{path}: sample {sample.key!r} is of class {sample.label}, "
-                    f"but the classes are 0 … {num_classes - 1}"
-                )
-            extents = (value for extent in sample.extents.values() for value in extent)
-            rows.append((number, *extents, sample.crc32, sample.label))
-    return np.array(rows, dtype=sample_dtype(columns))
+    """Joins the tables of the shards in the file, a shard at a time."""
+    samples: NDArray[Any] = np.lib.format.open_memmap(
+        path,
+        mode="w+",
+        dtype=sample_dtype(found[0].columns, has_tokens=found[0].has_tokens),
+        shape=(sum(findings.shard.num_samples for findings in found),),
+        version=(1, 0),
+    )
+    start = 0
+    for task, findings in zip(tasks, found, strict=True):
+        stop = start + findings.shard.num_samples
+        samples[start:stop] = np.load(task.samples_path, allow_pickle=False)
+        start = stop
+    samples.flush()  # type: ignore[attr-defined]
+    return samples
 
 
-def _common_shape(found: Sequence[Sequence[ScannedSample]]) -> tuple[int, int, int] | None:
-    shapes = {sample.image_shape for in_shard in found for sample in in_shard}
-    if len(shapes) > 1:
+def _common_shape(found: Sequence[ShardFindings]) -> tuple[int, int, int] | None:
+    shapes = {findings.shape for findings in found}
+    is_one = len(shapes) == 1 and all(findings.has_one_shape for findings in found)
+    if found[0].has_tokens or not is_one:
         return None
     height, width, channels = shapes.pop()
     return height, width, channels
+
+
+def _token_meta(
+    directory: Path, first: ShardFindings, *, given: TokenMeta | None
+) -> TokenMeta | None:
+    if not first.has_tokens:
+        assert given is None, "tokens are described, but the samples are images"
+        return None
+    num_rows = first.shape[0]
+    if given is None and num_rows <= len(_TOKEN_ROWS):
+        return TokenMeta(rows=_TOKEN_ROWS[:num_rows])
+    if given is None or len(given.rows) != num_rows:
+        names = "none" if given is None else ", ".join(given.rows)
+        raise UserError(
+            f"{directory}: its tokens have {num_rows} rows, but names for them: {names}"
+        )
+    return given

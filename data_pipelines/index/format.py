@@ -1,7 +1,8 @@
 """The index on disk: `index/` beside the shards, with meta.json, samples.npy and keys.txt.
 
 samples.npy has one record a sample and is mapped into memory, so that all workers of a machine
-share one copy of it. keys.txt, one key a line in the same order, is only read for error messages.
+share one copy of it. keys.txt, one key a line in the same order, is only read where keys are asked
+for: in error messages, and to hand samples to `webdataset`.
 """
 
 import hashlib
@@ -25,7 +26,10 @@ FORMAT_NAME = "data_pipelines.index"
 FORMAT_VERSION = 1
 
 # The way out that messages about missing or damaged data name.
-REMAKE = "make the data anew with `msam-scale data prepare NAME --out DIR`"
+REMAKE = (
+    "make the data anew with `msam-scale data prepare NAME --out DIR`, or the index of shards you "
+    "have with `msam-scale data index`"
+)
 
 
 class _Record(pydantic.BaseModel):
@@ -41,6 +45,18 @@ class ShardMeta(_Record):
     sha256: str
 
 
+class TokenMeta(_Record):
+    """What the tokens of a text split are.
+
+    Attributes:
+        rows: What each row of a sample's tokens is, such as `input_ids`; the model's names.
+        pad_token_id: What `input_ids` are filled up with in a batch; all other rows with 0.
+    """
+
+    rows: tuple[str, ...]
+    pad_token_id: int = 0
+
+
 class IndexMeta(_Record):
     """What meta.json says about a split.
 
@@ -48,7 +64,10 @@ class IndexMeta(_Record):
         columns: Extensions of the files of every sample, sorted.
         class_counts: How many samples each class has.
         image_shape: (height, width, channels) when all images have the same, else None.
-        preshuffle_seed: Seed of the shuffle the samples were written in; None when they were not.
+        preshuffle_seed: Seed of the shuffle the samples were written in; None when they were not,
+            or nobody knows.
+        tokens: For text: what the tokens are; None for images.
+        ignored_columns: Extensions of files in the shards that are not read.
         fingerprint: SHA-256 over everything that defines the samples, see `fingerprint_of`.
     """
 
@@ -61,6 +80,8 @@ class IndexMeta(_Record):
     columns: tuple[str, ...]
     image_shape: tuple[int, int, int] | None
     preshuffle_seed: int | None
+    tokens: TokenMeta | None = None
+    ignored_columns: tuple[str, ...] = ()
     shards: tuple[ShardMeta, ...]
     created_by: str
     fingerprint: str
@@ -91,21 +112,29 @@ class IndexMeta(_Record):
             raise UserError(f"{path}: {key}: {first['msg']}; {REMAKE}") from error
 
     def write(self, path: Path) -> None:
-        """Writes meta.json."""
-        path.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        """Writes meta.json; what is only there for some splits is left out for the others."""
+        text = self.model_dump_json(indent=1, exclude_defaults=True) + "\n"
+        path.write_text(text, encoding="utf-8")
 
 
-def sample_dtype(columns: Sequence[str]) -> np.dtype[Any]:
+def sample_dtype(columns: Sequence[str], *, has_tokens: bool) -> np.dtype[Any]:
     """Returns the record of one sample in samples.npy.
 
     `crc32` is over the payloads of all columns, one after the other in the order of `columns`.
+    Text has `length`, the number of tokens, besides: batches are padded to the longest of their
+    samples, which must be known before any is read.
+
+    Args:
+        columns: Extensions of the files of every sample, sorted.
+        has_tokens: Whether the samples are text.
     """
     extents = [
         field
         for column in columns
         for field in ((offset_field(column), "<u8"), (size_field(column), "<u4"))
     ]
-    return np.dtype([("shard", "<u4"), *extents, ("crc32", "<u4"), ("label", "<i4")])
+    length = [("length", "<u4")] if has_tokens else []
+    return np.dtype([("shard", "<u4"), *extents, ("crc32", "<u4"), ("label", "<i4"), *length])
 
 
 def offset_field(column: str) -> str:

@@ -1,5 +1,6 @@
-"""From what the user wrote to the folder that holds a split."""
+"""From what the user wrote to the folder that holds a split, or to shards."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import braceexpand
@@ -24,7 +25,7 @@ def find_split(location: str | Path) -> tuple[Path, list[str] | None]:
     if path.is_dir():
         directory, names = path, None
     elif path.suffix == ".tar":
-        directory, names = _expand(str(location))
+        directory, names = _in_one_folder(str(location))
     else:
         raise UserError(
             f"{location}: no such folder; give the folder of a split or its shards as "
@@ -35,17 +36,54 @@ def find_split(location: str | Path) -> tuple[Path, list[str] | None]:
     return directory, names
 
 
-def _expand(pattern: str) -> tuple[Path, list[str]]:
-    try:
-        paths = [Path(name) for name in braceexpand.braceexpand(pattern)]
-    except ValueError as error:
-        raise UserError(f"{pattern}: the braces do not match ({error})") from error
+def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
+    """Finds the shards that patterns stand for.
+
+    Args:
+        patterns: Each a file, a folder, or a pattern with braces or `*`.
+
+    Returns:
+        At least one, in the order of the patterns; those of a folder or a `*` by name.
+
+    Raises:
+        UserError: A pattern stands for nothing, or for something that is not there.
+    """
+    shards: list[Path] = []
+    for pattern in patterns:
+        for path in _expand(str(pattern)):
+            shards += _shards_of(path)
+    if not shards:
+        raise UserError("no shards given; name them as DIR/train-{000000..000003}.tar")
+    return shards
+
+
+def _shards_of(path: Path) -> list[Path]:
+    if "*" in path.name:
+        found = sorted(path.parent.glob(path.name))
+    elif path.is_dir():
+        found = sorted(path.glob("*.tar"))
+    else:
+        found = [path] if path.is_file() else []
+    if not found:
+        raise UserError(f"{path}: no such shards")
+    return found
+
+
+def _in_one_folder(pattern: str) -> tuple[Path, list[str]]:
+    paths = _expand(pattern)
     folders = sorted({str(path.parent) for path in paths})
     if len(folders) > 1:
         raise UserError(
             f"{pattern}: the shards of a split lie in one folder, not in {', '.join(folders)}"
         )
     return paths[0].parent, [path.name for path in paths]
+
+
+def _expand(pattern: str) -> list[Path]:
+    try:
+        return [Path(name) for name in braceexpand.braceexpand(pattern)]
+    except ValueError as error:
+        raise UserError(f"{pattern}: the braces do not match ({error})") from error
 
 
 def _why_not_a_split(directory: Path) -> str:

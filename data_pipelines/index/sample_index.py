@@ -1,5 +1,6 @@
 """An opened index."""
 
+import copy
 import functools
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,13 @@ class SampleIndex:
             _check_names(location, given=names, meta=meta)
         for shard in meta.shards:
             path = directory / shard.name
-            if not path.is_file():
-                raise UserError(f"{path}: missing, though the index lists this shard; {REMAKE}")
-            size = path.stat().st_size
+            try:
+                size = path.stat().st_size
+            except OSError as error:
+                raise UserError(
+                    f"{path}: missing, though the index lists this shard ({error.strerror}); "
+                    f"{REMAKE}"
+                ) from error
             if size != shard.bytes:
                 raise UserError(
                     f"{path}: {size} bytes, but {shard.bytes} when it was indexed: changed or cut "
@@ -79,8 +84,13 @@ class SampleIndex:
                 )
         return cls(directory, meta)
 
-    def __reduce__(self) -> tuple[type["SampleIndex"], tuple[Path, IndexMeta]]:
-        return SampleIndex, (self.directory, self.meta)
+    def __getstate__(self) -> tuple[Path, IndexMeta, Any]:
+        return self.directory, self.meta, self.decoder
+
+    def __setstate__(self, state: tuple[Path, IndexMeta, Any]) -> None:
+        directory, meta, decoder = state
+        SampleIndex.__init__(self, directory, meta)
+        self.decoder = decoder
 
     @property
     def num_samples(self) -> int:
@@ -102,13 +112,39 @@ class SampleIndex:
         """Equal for two splits with the same samples in the same order."""
         return self.meta.fingerprint
 
+    @functools.cached_property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """How many samples each shard has, (shards,)."""
+        return np.array([shard.num_samples for shard in self.meta.shards], np.int64)
+
+    @property
+    def lengths(self) -> NDArray[np.uint32] | None:
+        """For text: how many tokens each sample has, (samples,); None for images."""
+        return None if self.meta.tokens is None else self.samples["length"]
+
+    def with_decoder(self, decoder: Any) -> "SampleIndex":
+        """Returns the same index, whose samples are decoded by something else.
+
+        Args:
+            decoder: Has a method `decode` that takes the payloads of a sample by column.
+        """
+        other = copy.copy(self)
+        other.decoder = decoder
+        return other
+
     def shard_path(self, shard: int) -> Path:
         """Returns the file of a shard, by its number in the index."""
         return self.directory / self.meta.shards[shard].name
 
     def key(self, sample_id: int) -> str:
-        """Returns the name a sample has in its shard, for messages."""
-        return self._keys[sample_id]
+        """Returns the name a sample has in its shard.
+
+        Raises:
+            UserError: The file of names does not fit the index.
+        """
+        text, ends = self._keys
+        start = int(ends[sample_id - 1]) + 1 if sample_id else 0
+        return text[start : int(ends[sample_id])].tobytes().decode("utf-8")
 
     def verify_fingerprint(self) -> None:
         """Checks the index against its own fingerprint; does not read the shards.
@@ -125,9 +161,16 @@ class SampleIndex:
             )
 
     @functools.cached_property
-    def _keys(self) -> list[str]:
+    def _keys(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The mapped file of names and where each of them ends."""
         path = self.directory / INDEX_FOLDER / KEYS_FILE
-        return path.read_bytes().decode("utf-8").split("\n")
+        text = np.memmap(path, np.uint8, mode="r")
+        ends = np.flatnonzero(text == ord("\n"))
+        if len(ends) != self.num_samples:
+            raise UserError(
+                f"{path}: {len(ends)} names for {self.num_samples} samples; damaged; {REMAKE}"
+            )
+        return text, ends
 
 
 def _map_samples(path: Path, meta: IndexMeta) -> NDArray[Any]:
@@ -137,7 +180,8 @@ def _map_samples(path: Path, meta: IndexMeta) -> NDArray[Any]:
         samples: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path}: cannot be read ({error}); {REMAKE}") from error
-    if samples.dtype != sample_dtype(meta.columns) or samples.shape != (meta.num_samples,):
+    dtype = sample_dtype(meta.columns, has_tokens=meta.tokens is not None)
+    if samples.dtype != dtype or samples.shape != (meta.num_samples,):
         raise UserError(
             f"{path}: {samples.shape} records of {samples.dtype} do not fit {META_FILE}, "
             f"which says {meta.num_samples} samples with {', '.join(meta.columns)}; {REMAKE}"

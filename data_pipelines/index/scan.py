@@ -3,19 +3,28 @@
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from webdataset.tariterators import base_plus_ext
 
-from data_pipelines.decoding import Sample, SampleDecoder
+from data_pipelines.decoding import SampleDecoder, SampleHeader, probe
 from data_pipelines.durable_files import pieces_of_file
 from data_pipelines.errors import UserError
 
 _BLOCK = tarfile.BLOCKSIZE
 # The members WebDataset takes for metadata about the shard and not for samples.
 _SHARD_METADATA = re.compile(r"__[^/]*__($|/)")
+# How files begin that people compress tars to.
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4",
+}
+_MOST_BYTES = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -25,55 +34,96 @@ class ScannedSample:
     Attributes:
         extents: (offset, size) of each column's payload in the shard, in bytes, by sorted column.
         crc32: Checksum over the payloads in that order.
+        shape: Of its array: (height, width, channels) of an image, (rows, length) of tokens.
     """
 
     key: str
     extents: dict[str, tuple[int, int]]
     crc32: int
-    image_shape: tuple[int, ...]
+    shape: tuple[int, ...]
     label: int
 
 
-def scan_shard(path: Path) -> Iterator[ScannedSample]:
-    """Yields the samples of a shard in the order they are stored, and decodes each once.
+def scan_shard(path: Path, *, ignored_columns: Set[str] = frozenset()) -> Iterator[ScannedSample]:
+    """Yields the samples of a shard in the order they are stored, and looks at each one's header.
 
     Members are grouped as WebDataset groups them: by name up to the first dot, as long as they
     follow each other; what it ignores (folders, names without an extension, `__…__`) is no sample.
 
+    Args:
+        path: The shard.
+        ignored_columns: Extensions of files that are not read.
+
     Raises:
-        UserError: The shard is no tar, is damaged or cut short, or a sample cannot be decoded.
+        UserError: The shard is no tar, is compressed, damaged or cut short, or a sample cannot be
+            decoded or could not be read by its offset.
     """
+    _check_not_compressed(path)
     try:
         with tarfile.open(path, mode="r:") as tar:
-            yield from _samples(tar, path)
+            yield from _samples(tar, path, ignored_columns)
     except tarfile.TarError as error:
         raise UserError(f"{path}: not a whole, uncompressed tar: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-def _samples(tar: tarfile.TarFile, path: Path) -> Iterator[ScannedSample]:
-    key = ""
+def _check_not_compressed(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            begin = file.read(8)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    for magic, name in _COMPRESSIONS.items():
+        if begin.startswith(magic):
+            raise UserError(
+                f"{path}: compressed ({name}): samples are read by their offset, which there is "
+                "none of in a compressed tar; unpack it to a plain .tar (images stay compressed)"
+            )
+
+
+def _samples(
+    tar: tarfile.TarFile, path: Path, ignored_columns: Set[str]
+) -> Iterator[ScannedSample]:
+    key: str | None = None
     members: dict[str, tarfile.TarInfo] = {}
     end = 0
     for member in tar:
         end = member.offset_data
+        # The list of members, which `tarfile` keeps, would grow with the shard.
+        tar.members = []  # type: ignore[attr-defined]
         if not member.isreg():
+            _check_not_a_link(path, member)
             continue
         if member.issparse():
             raise UserError(f"{path}: {member.name}: sparse members cannot be read by their offset")
+        if member.size > _MOST_BYTES:
+            raise UserError(f"{path}: {member.name}: {member.size} bytes are more than 4 GiB")
         end += -(-member.size // _BLOCK) * _BLOCK
         prefix, column = base_plus_ext(member.name)
         if prefix is None or _SHARD_METADATA.match(member.name):
             continue
-        if prefix != key and members:
+        column = column.lower()
+        if key is not None and prefix != key:
             yield _scanned(tar, path, key, members)
             members = {}
-        key, column = prefix, column.lower()
+        key = prefix
+        if column in ignored_columns:
+            continue
         if column in members:
             raise UserError(f"{path}: sample {key!r} has two files .{column}")
         members[column] = member
-    if members:
+    if key is not None:
         yield _scanned(tar, path, key, members)
     _check_end(path, end)
+
+
+def _check_not_a_link(path: Path, member: tarfile.TarInfo) -> None:
+    if member.issym() or member.islnk():
+        raise UserError(
+            f"{path}: {member.name}: a link to {member.linkname!r}, which readers of shards leave "
+            "out; store the file itself"
+        )
 
 
 def _scanned(
@@ -87,21 +137,25 @@ def _scanned(
         assert file is not None, "a regular member has content"
         payloads[column] = file.read()
         crc32 = zlib.crc32(payloads[column], crc32)
-    sample = _decoded(path, key, payloads)
+    shape, label = _described(path, key, payloads)
     return ScannedSample(
         key=key,
         extents={
             column: (members[column].offset_data, len(payloads[column])) for column in payloads
         },
         crc32=crc32,
-        image_shape=sample.image.shape,
-        label=sample.label,
+        shape=shape,
+        label=label,
     )
 
 
-def _decoded(path: Path, key: str, payloads: dict[str, bytes]) -> Sample:
+def _described(path: Path, key: str, payloads: dict[str, bytes]) -> SampleHeader:
     try:
-        return SampleDecoder.for_columns(list(payloads)).decode(payloads)
+        header = probe(payloads)
+        if any(column.endswith("npy") for column in payloads):
+            # Costs nothing, and finds arrays that are cut short behind their header.
+            SampleDecoder.for_columns(list(payloads)).decode(payloads)
+        return header
     except ValueError as error:
         raise UserError(f"{path}: sample {key!r}: {error}") from error
 

@@ -3,10 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
-from data_pipelines.loading.dataset import Batch, BatchDataset, SampleRequest
-from data_pipelines.loading.worker_pool import WorkerPool
+from data_pipelines.loading.batchers import Batch
+from data_pipelines.loading.items import Item
+from data_pipelines.loading.source import SplitSource
+from data_pipelines.loading.worker_pool import DEFAULT_HOST_BYTES, WorkerPool
+from data_pipelines.reading import BadDataPolicy
+from data_pipelines.sources import ShardSource
 from data_pipelines.transforms import TransformPreset
 
 
@@ -24,8 +31,12 @@ class EvaluationLoader:
         batch_size: int,
         rank: int,
         num_ranks: int,
-        transform: TransformPreset,
+        transform: TransformPreset | None,
         num_workers: int,
+        max_host_bytes: int = DEFAULT_HOST_BYTES,
+        resident: bool = False,
+        on_error: BadDataPolicy | None = None,
+        source: ShardSource | None = None,
     ) -> None:
         """Checks the settings; workers start with the first iteration.
 
@@ -34,8 +45,12 @@ class EvaluationLoader:
             batch_size: Samples of a block.
             rank: This rank, in 0 … num_ranks - 1.
             num_ranks: How many ranks share the samples.
-            transform: What is done to the images.
+            transform: What is done to the images; None for text.
             num_workers: Processes that load; 0 loads in this one.
+            max_host_bytes: Bounds the memory of the batches that are loaded ahead and in use.
+            resident: Reads all samples once and keeps them in memory; for small images.
+            on_error: What happens when a sample is damaged; by default an error.
+            source: Reads the bytes of the shards; by default from the folder of the index.
 
         Raises:
             UserError: A setting is out of range.
@@ -46,13 +61,27 @@ class EvaluationLoader:
             raise UserError(f"rank: {rank} is not in 0 … {num_ranks - 1} (num_ranks {num_ranks})")
         self._num_ranks, self._batch_size = num_ranks, batch_size
         self._num_samples = index.num_samples
+        lengths = index.lengths
         self._blocks = _Blocks(
-            starts=self._starts(rank), batch_size=batch_size, num_samples=index.num_samples
+            starts=self._starts(rank),
+            batch_size=batch_size,
+            num_samples=index.num_samples,
+            lengths=lengths,
         )
         self._pool = WorkerPool(
-            BatchDataset(index, transform=transform, augmentation_seed=None),
-            batches=self._blocks,
+            SplitSource(
+                index,
+                transform=transform,
+                augmentation_seed=None,
+                source=source,
+                on_error=on_error,
+            ),
+            items=self._blocks,
+            num_rows=min(batch_size, index.num_samples),
+            max_length=0 if lengths is None else int(lengths.max()),
             num_workers=num_workers,
+            max_host_bytes=max_host_bytes,
+            resident=resident,
         )
 
     def __len__(self) -> int:
@@ -67,7 +96,7 @@ class EvaluationLoader:
         return range(rank * self._batch_size, self._num_samples, self._num_ranks * self._batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields images, uint8 (samples, height, width, channels), and labels, int64 (samples,).
+        """Yields batches as `MicroBatchLoader` does; text is filled up to the longest of a block.
 
         Raises:
             UserError: A shard is missing or damaged; the message names shard and sample.
@@ -80,12 +109,14 @@ class _Blocks:
     starts: range
     batch_size: int
     num_samples: int
+    lengths: NDArray[np.uint32] | None
 
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __iter__(self) -> Iterator[list[SampleRequest]]:
+    def __iter__(self) -> Iterator[Item]:
         for start in self.starts:
             stop = min(start + self.batch_size, self.num_samples)
+            length = 0 if self.lengths is None else int(self.lengths[start:stop].max())
             # There is no epoch in evaluation; nothing is drawn from it.
-            yield [(0, sample_id) for sample_id in range(start, stop)]
+            yield Item(epoch=0, sample_ids=np.arange(start, stop), length=length)

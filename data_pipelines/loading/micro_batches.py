@@ -1,17 +1,23 @@
 """Training data: the same mini-batches on any number of ranks and workers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
-from data_pipelines.loading.dataset import Batch, BatchDataset, SampleRequest
-from data_pipelines.loading.worker_pool import WorkerPool
-from data_pipelines.order import SampleOrder, sample_order
+from data_pipelines.loading.batchers import Batch
+from data_pipelines.loading.items import Item
+from data_pipelines.loading.mixing import SampleMixing
+from data_pipelines.loading.schedule import MiniBatchSchedule
+from data_pipelines.loading.source import SplitSource
+from data_pipelines.loading.state import STATE_VERSION, LoaderState, step_to_continue_at
+from data_pipelines.loading.worker_pool import DEFAULT_HOST_BYTES, WorkerPool
+from data_pipelines.reading import BadDataPolicy
+from data_pipelines.sources import ShardSource
 from data_pipelines.transforms import TransformPreset
+
+_NUM_NEXT_SAMPLES = 8
 
 
 class MicroBatchLoader:
@@ -19,10 +25,12 @@ class MicroBatchLoader:
 
     Which samples form the mini-batch of a step, in which order, and how each is augmented follows
     from (order, seed, step, batch_size) and the data alone. `positions` says which of them this
-    rank loads; it picks, and changes nothing. Iterating again starts again at `first_step`.
+    rank loads; it picks, and changes nothing. Iterating again starts again at `first_step`, or
+    where a loaded state says.
 
     Attributes:
         steps_per_epoch: Full mini-batches in an epoch. The samples left over are others each epoch.
+        bad_samples: The damaged samples that this rank has met, if they are replaced.
     """
 
     def __init__(
@@ -33,97 +41,184 @@ class MicroBatchLoader:
         seed: int,
         batch_size: int,
         positions: Sequence[Sequence[int]],
-        transform: TransformPreset,
+        transform: TransformPreset | None,
         num_workers: int,
         first_step: int,
         num_steps: int,
+        micro_batches: int = 1,
+        max_host_bytes: int = DEFAULT_HOST_BYTES,
+        resident: bool = False,
+        mixing: SampleMixing | None = None,
+        on_error: BadDataPolicy | None = None,
+        source: ShardSource | None = None,
     ) -> None:
         """Checks the settings; workers start with the first iteration.
 
         Args:
             index: The split to train on.
-            order: Name of the sample order, see `ORDERS`.
+            order: Name of the sample order, with its parameters; see `sample_order`.
             seed: Of the order and the augmentation; in [0, 2**63).
             batch_size: Samples of a mini-batch over all ranks.
             positions: For each item to yield within a step, the positions in the mini-batch it
-                consists of, each in 0 … batch_size - 1.
-            transform: What is done to the images.
+                consists of, each in 0 … batch_size - 1, all in one micro-batch.
+            transform: What is done to the images; None for text.
             num_workers: Processes that load; 0 loads in this one.
             first_step: Steps done before, over all epochs; where a resumed run goes on.
             num_steps: Steps to yield.
+            micro_batches: Into how many equal parts, one after the other, the mini-batch is cut.
+                Text is filled up to the longest of a part, so that the batches do not depend on how
+                a part is spread over ranks.
+            max_host_bytes: Bounds the memory of the batches that are loaded ahead and in use.
+            resident: Reads all samples once and keeps them in memory; for small images.
+            mixing: Mixup and cutmix; batches are then `MixedBatch`es.
+            on_error: What happens when a sample is damaged; by default an error.
+            source: Reads the bytes of the shards; by default from the folder of the index.
 
         Raises:
             UserError: A setting is out of range; the message names it and the bounds.
         """
-        _check_batch_size(batch_size, index)
-        for item in positions:
-            _check_positions(item, batch_size)
+        split = SplitSource(
+            index,
+            transform=transform,
+            augmentation_seed=seed,
+            source=source,
+            on_error=on_error,
+        )
+        schedule = MiniBatchSchedule.of(
+            index,
+            order=order,
+            seed=seed,
+            batch_size=batch_size,
+            micro_batches=micro_batches,
+            positions=positions,
+            mixing=mixing,
+            image_size=split.image_size,
+        )
         if first_step < 0 or num_steps < 0:
             raise UserError(f"first_step {first_step} and num_steps {num_steps} cannot be negative")
-        self.steps_per_epoch = index.num_samples // batch_size
-        self._schedule = _Schedule(
-            order=sample_order(order, index=index, seed=seed),
-            batch_size=batch_size,
-            steps_per_epoch=self.steps_per_epoch,
-            positions=[np.asarray(item, dtype=np.int64) for item in positions],
-            steps=range(first_step, first_step + num_steps),
-        )
+        self.steps_per_epoch = schedule.steps_per_epoch
+        self.bad_samples = split.bad_samples
+        self._index = index
+        self._seed = seed
+        self._schedule = schedule
+        self._plan = _Plan(schedule, range(first_step, first_step + num_steps))
+        self._num_items_yielded = 0
         self._pool = WorkerPool(
-            BatchDataset(index, transform=transform, augmentation_seed=seed),
-            batches=self._schedule,
+            split,
+            items=self._plan,
+            num_rows=(1 if mixing is None else 2) * max(map(len, positions), default=1),
+            max_length=0 if schedule.lengths is None else int(schedule.lengths.max()),
             num_workers=num_workers,
+            max_host_bytes=max_host_bytes,
+            resident=resident,
         )
 
     def __len__(self) -> int:
         """How many items an iteration yields."""
-        return len(self._schedule)
+        return len(self._plan)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields, for every step and every item of `positions`, images and labels.
+        """Yields, for every step and every item of `positions`, a batch on the CPU.
 
-        Images are uint8 (samples, height, width, channels), labels int64 (samples,), in the order
-        of the positions; on the CPU, in pinned memory where there is a GPU.
+        Of images: (images, labels), images uint8 (samples, height, width, channels), labels int64
+        (samples,), in the order of the positions; or a `MixedBatch`. Of text: a dict of
+        `input_ids`, what other rows the tokens have, `attention_mask`, all int64 (samples, tokens),
+        and `labels`. A batch stays as it is as long as it is used; its memory is used again when it
+        no longer is. In pinned memory where there is a CUDA device.
 
         Raises:
             UserError: A shard is missing or damaged; the message names shard and sample.
         """
-        return iter(self._pool)
+        self._num_items_yielded = 0
+        for batch in self._pool:
+            self._num_items_yielded += 1
+            yield batch
+
+    def state_dict(self, *, steps_done: int | None = None) -> dict[str, Any]:
+        """Returns what a checkpoint needs to go on from here, on any number of ranks and workers.
+
+        Args:
+            steps_done: Steps done over all epochs, where the caller knows it: something between
+                loader and training may have asked for more than was used. By default those whose
+                items were all yielded.
+        """
+        if steps_done is None:
+            items_per_step = max(1, len(self._schedule.positions))
+            steps_done = self._plan.steps.start + self._num_items_yielded // items_per_step
+        return self._state(steps_done).model_dump()
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], *, allows_new_partition: bool = False
+    ) -> None:
+        """Goes on where a saved state says; takes the same time anywhere in an epoch.
+
+        Positions, workers and memory may differ from those of the loader that saved it. Within an
+        epoch, order, batch size and micro-batches may not; at its end they may. The last step to be
+        yielded stays the one that was given.
+
+        Args:
+            state: From `state_dict`.
+            allows_new_partition: Whether micro-batches may change within an epoch. It changes what
+                mSAM computes from here on.
+
+        Raises:
+            UserError: The state is of other data or another seed, or the loader would not go on
+                with the samples that come next.
+        """
+        saved = LoaderState.of(state)
+        step = step_to_continue_at(
+            saved,
+            self._state(saved.step),
+            num_samples=self._index.num_samples,
+            allows_new_partition=allows_new_partition,
+        )
+        is_same_order = (saved.order, saved.batch_size) == (
+            self._schedule.order.identity,
+            self._schedule.batch_size,
+        )
+        if is_same_order and self._next_samples(step) != saved.next_samples:
+            raise UserError(
+                f"loader state: the samples after step {saved.step} are not those of the program "
+                "that saved it; use the version that did"
+            )
+        self.bad_samples.load_state(saved.bad_samples)
+        stop = self._plan.steps.stop
+        if step > stop:
+            raise UserError(
+                f"loader state: {step} steps are done, but this loader ends after {stop}"
+            )
+        self._plan.steps = range(step, stop)
+        self._num_items_yielded = 0
+
+    def _state(self, steps_done: int) -> LoaderState:
+        return LoaderState(
+            version=STATE_VERSION,
+            seed=self._seed,
+            epoch=steps_done // self.steps_per_epoch,
+            step=steps_done,
+            batch_size=self._schedule.batch_size,
+            micro_batches=self._schedule.micro_batches,
+            order=self._schedule.order.identity,
+            fingerprint=self._index.fingerprint,
+            next_samples=self._next_samples(steps_done),
+            bad_samples=self.bad_samples.state(),
+        )
+
+    def _next_samples(self, step: int) -> list[int]:
+        first: list[int] = self._schedule.mini_batch(step)[:_NUM_NEXT_SAMPLES].tolist()
+        return first
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    """The requests of every item of every step."""
+@dataclass
+class _Plan:
+    """The items of some steps."""
 
-    order: SampleOrder
-    batch_size: int
-    steps_per_epoch: int
-    positions: Sequence[NDArray[np.int64]]
+    schedule: MiniBatchSchedule
     steps: range
 
     def __len__(self) -> int:
-        return len(self.steps) * len(self.positions)
+        return len(self.steps) * len(self.schedule.positions)
 
-    def __iter__(self) -> Iterator[list[SampleRequest]]:
+    def __iter__(self) -> Iterator[Item]:
         for step in self.steps:
-            epoch, place = divmod(step, self.steps_per_epoch)
-            start = place * self.batch_size
-            mini_batch = self.order.sample_ids(epoch, start=start, stop=start + self.batch_size)
-            for item in self.positions:
-                yield [(epoch, sample_id) for sample_id in mini_batch[item].tolist()]
-
-
-def _check_batch_size(batch_size: int, index: SampleIndex) -> None:
-    if not 1 <= batch_size <= index.num_samples:
-        raise UserError(
-            f"batch_size: {batch_size} does not fit the {index.num_samples} samples of "
-            f"{index.directory}; 1 … {index.num_samples} would"
-        )
-
-
-def _check_positions(item: Sequence[int], batch_size: int) -> None:
-    is_distinct = len(set(item)) == len(item) > 0
-    if not is_distinct or min(item) < 0 or max(item) >= batch_size:
-        raise UserError(
-            f"positions: {list(item)} are not different places in 0 … {batch_size - 1} "
-            f"(batch_size {batch_size})"
-        )
+            yield from self.schedule.items(step)

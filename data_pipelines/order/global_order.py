@@ -32,6 +32,11 @@ class GlobalOrder:
         """Returns the order of an index's samples."""
         return cls(seed=seed, num_samples=index.num_samples)
 
+    @property
+    def identity(self) -> str:
+        """The order as a setting."""
+        return "global"
+
     def sample_ids(self, epoch: int, *, start: int, stop: int) -> NDArray[np.int64]:
         """Returns the samples at places start … stop - 1 of an epoch.
 

@@ -12,6 +12,7 @@ from data_pipelines.errors import UserError
 _MASK = (1 << 64) - 1
 # The increment and the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
 _INCREMENT = 0x9E3779B97F4A7C15
+_INCREMENT_WORD = np.uint64(_INCREMENT)
 _MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 _MULTIPLIER_2 = 0x94D049BB133111EB
 
@@ -37,6 +38,20 @@ def derive_key(purpose: str, *words: int) -> int:
         assert 0 <= word <= _MASK, word
         key = _mix((key ^ word) + _INCREMENT & _MASK)
     return key
+
+
+def derive_keys(purpose: str, *words: int | NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Returns `derive_key` of many words at once.
+
+    Args:
+        purpose: As for `derive_key`.
+        words: Integers or arrays of them, whose shapes are broadcast.
+    """
+    keys = np.zeros((), np.uint64)
+    for word in (int.from_bytes(purpose.encode("ascii"), "little"), *words):
+        # One dimension at least: NumPy warns of a wrapping sum where both sides are scalars.
+        keys = mix_array(np.atleast_1d(keys ^ np.asarray(word, np.uint64)) + _INCREMENT_WORD)
+    return keys
 
 
 def checked_seed(seed: int) -> int:

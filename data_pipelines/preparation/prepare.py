@@ -3,21 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydantic
-
-from data_pipelines.durable_files import new_directory
 from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
 from data_pipelines.order.mixing import checked_seed
-from data_pipelines.preparation.digits import DIGITS
-from data_pipelines.preparation.recipe import DatasetRecipe
-from data_pipelines.preparation.write_split import write_split
+from data_pipelines.preparation.datasets import DATASETS
+from data_pipelines.preparation.options import checked_options, options_of_record
+from data_pipelines.preparation.recipe import DatasetRecipe, PreparationOptions
+from data_pipelines.preparation.record import NEVER_OVERWRITTEN, RECORD_FILE, DatasetRecord
+from data_pipelines.preparation.work_folder import WorkFolder
+from data_pipelines.preparation.write_splits import write_splits
+from data_pipelines.progress import Progress, no_progress
 from data_pipelines.registry import lookup
-
-DATASETS: dict[str, DatasetRecipe] = {recipe.name: recipe for recipe in (DIGITS,)}
-
-_RECORD_FILE = "dataset.json"
-_ELSEWHERE = "it is never overwritten: remove it or choose another folder"
 
 
 @dataclass(frozen=True)
@@ -29,6 +25,8 @@ class PreparedDataset:
         directory: Where it is.
         splits: The folder of each split, for `SampleIndex.open`.
         num_samples: How many samples each split has.
+        class_counts: How many samples of each class each split has.
+        notes: What was left out, cut, or is not as published.
         already_there: It was made before; nothing was written.
     """
 
@@ -36,101 +34,164 @@ class PreparedDataset:
     directory: Path
     splits: dict[str, Path]
     num_samples: dict[str, int]
+    class_counts: dict[str, tuple[int, ...]]
+    notes: tuple[str, ...]
     already_there: bool
 
 
-class _Record(pydantic.BaseModel):
-    """dataset.json: what the folder holds, and the fingerprint of each split."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    name: str
-    seed: int
-    fingerprints: dict[str, str]
-
-
-def prepare(name: str, *, out: str | Path, seed: int = 0) -> PreparedDataset:
-    """Makes the data set `name` in the folder `out`, all at once or not at all.
+def prepare(
+    name: str,
+    *,
+    out: str | Path,
+    seed: int = 0,
+    source: str | Path | None = None,
+    val_fraction: float | None = None,
+    tokenizer: str | None = None,
+    max_length: int | None = None,
+    text_columns: tuple[str, ...] | None = None,
+    label_column: str | None = None,
+    num_workers: int = 1,
+    restart: bool = False,
+    progress: Progress = no_progress,
+) -> PreparedDataset:
+    """Makes the data set `name` in the folder `out`, which appears as a whole at the end.
 
     The folder gets one subfolder a split, with shards and index. If it holds the finished data set
-    already, that is checked against its fingerprints and left as it is.
+    already, that is checked against its fingerprints and left as it is. What an interrupted or
+    killed preparation has written is kept in a hidden folder beside `out`, and the next one with
+    the same arguments continues it. The bytes depend on the input, the seed and the options alone,
+    never on the number of workers or on interruptions.
 
     Args:
         name: One of `DATASETS`.
         out: Folder to make; its parents are made too.
         seed: Of the split and the shuffle; in [0, 2**63).
+        source: File or folder to make it from, for data sets that need one.
+        val_fraction: Share of the samples for validation, in [0, 1), for input that is not split
+            itself; 0 makes no validation split.
+        tokenizer: For text: name on the Hugging Face hub, or folder, of a tokenizer.
+        max_length: For text: longer texts are cut to so many tokens; 128 by default.
+        text_columns: For tables: the column of the text, or the two of a pair of texts.
+        label_column: For tables: the column of the label.
+        num_workers: Processes to use.
+        restart: Begin anew, even when there is unfinished work.
+        progress: Is told how far it is.
 
     Raises:
-        UserError: There is no such data set, the folder holds something else or a damaged data set,
-            or it cannot be written.
+        UserError: There is no such data set, an option is missing or has no effect, the input is
+            damaged or not whole, the folder holds something else or a damaged data set, or it
+            cannot be written.
     """
     recipe = lookup(DATASETS, name, kind="data set")
     checked_seed(seed)
     directory = Path(out).resolve()
+    options = PreparationOptions(
+        seed=seed,
+        source=None if source is None else Path(source).resolve(),
+        val_fraction=val_fraction,
+        tokenizer=tokenizer,
+        max_length=max_length,
+        text_columns=text_columns,
+        label_column=label_column,
+    )
+    checked_options(recipe, options)
     try:
-        if directory.exists() and not _is_empty_folder(directory):
-            return _found(recipe, directory, seed)
-        with new_directory(directory) as partial:
-            _write(recipe, partial, seed)
-        return _described(directory, _read_record(directory), already_there=False)
+        if _holds_something(directory):
+            return _found(recipe, directory, options)
+        work = WorkFolder(directory)
+        with work.opened(restart=restart):
+            if _holds_something(directory):  # another process was quicker
+                return _found(recipe, directory, options)
+            _write(recipe, work, options, num_workers=num_workers, progress=progress)
+            work.finish()
+        return _described(directory, DatasetRecord.read(directory), already_there=False)
     except OSError as error:
         raise UserError(f"{directory}: cannot be used: {error}") from error
 
 
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and not any(path.iterdir())
+def _holds_something(path: Path) -> bool:
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
 
 
-def _write(recipe: DatasetRecipe, directory: Path, seed: int) -> None:
-    fingerprints = {
-        split: write_split(
-            source,
-            directory=directory / split,
-            split=split,
-            num_classes=recipe.num_classes,
-            samples_per_shard=recipe.samples_per_shard,
-            seed=seed,
-            created_by=f"data_pipelines: {recipe.name}, seed {seed}",
-        ).fingerprint
-        for split, source in recipe.splits(seed).items()
-    }
-    record = _Record(name=recipe.name, seed=seed, fingerprints=fingerprints)
-    (directory / _RECORD_FILE).write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
+def _write(
+    recipe: DatasetRecipe,
+    work: WorkFolder,
+    options: PreparationOptions,
+    *,
+    num_workers: int,
+    progress: Progress,
+) -> None:
+    dataset = recipe.open(options, work.scratch, progress)
+    made_from = options_of_record(recipe, options)
+    work.check_plan(
+        {
+            "data set": recipe.name,
+            "seed": options.seed,
+            "options": made_from,
+            "input": dict(dataset.sources),
+            "tokenizer": dataset.tokenizer and dataset.tokenizer.model_dump(),
+            "number of samples": {
+                name: [split.num_samples, split.samples_per_shard]
+                for name, split in dataset.splits.items()
+            },
+        }
+    )
+    fingerprints = write_splits(
+        dataset,
+        work=work,
+        seed=options.seed,
+        created_by=f"data_pipelines: {recipe.name}, seed {options.seed}",
+        num_workers=num_workers,
+        progress=progress,
+    )
+    DatasetRecord(
+        name=recipe.name,
+        seed=options.seed,
+        fingerprints=fingerprints,
+        options=made_from,
+        class_names=dataset.class_names,
+        sources=dict(dataset.sources),
+        notes=dataset.notes,
+        tokenizer=dataset.tokenizer,
+    ).write(work.directory)
 
 
-def _found(recipe: DatasetRecipe, directory: Path, seed: int) -> PreparedDataset:
-    record = _read_record(directory)
-    if (record.name, record.seed) != (recipe.name, seed):
+def _found(recipe: DatasetRecipe, directory: Path, options: PreparationOptions) -> PreparedDataset:
+    record = DatasetRecord.read(directory)
+    if (record.name, record.seed) != (recipe.name, options.seed):
         raise UserError(
             f"{directory}: holds the data set {record.name!r} made with seed {record.seed}, not "
-            f"{recipe.name!r} with seed {seed}; {_ELSEWHERE}"
+            f"{recipe.name!r} with seed {options.seed}; {NEVER_OVERWRITTEN}"
+        )
+    asked = options_of_record(recipe, options)
+    changed = [
+        f"{key} {record.options.get(key)!r} instead of {asked.get(key)!r}"
+        for key in sorted({*record.options, *asked})
+        if record.options.get(key) != asked.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{directory}: holds the data set {record.name!r} made with {', '.join(changed)}; "
+            f"{NEVER_OVERWRITTEN}"
         )
     return _described(directory, record, already_there=True)
 
 
-def _read_record(directory: Path) -> _Record:
-    path = directory / _RECORD_FILE
-    if not path.is_file():
-        raise UserError(f"{directory}: holds something that is no prepared data set; {_ELSEWHERE}")
-    try:
-        return _Record.model_validate_json(path.read_bytes())
-    except (OSError, pydantic.ValidationError) as error:
-        raise UserError(f"{path}: damaged; {_ELSEWHERE}") from error
-
-
-def _described(directory: Path, record: _Record, *, already_there: bool) -> PreparedDataset:
+def _described(directory: Path, record: DatasetRecord, *, already_there: bool) -> PreparedDataset:
     indexes = {split: SampleIndex.open(directory / split) for split in record.fingerprints}
     for split, index in indexes.items():
         index.verify_fingerprint()
         if index.fingerprint != record.fingerprints[split]:
             raise UserError(
-                f"{index.directory}: not the split that {directory / _RECORD_FILE} records; "
-                f"{_ELSEWHERE}"
+                f"{index.directory}: not the split that {directory / RECORD_FILE} records; "
+                f"{NEVER_OVERWRITTEN}"
             )
     return PreparedDataset(
         name=record.name,
         directory=directory,
         splits={split: index.directory for split, index in indexes.items()},
         num_samples={split: index.num_samples for split, index in indexes.items()},
+        class_counts={split: index.meta.class_counts for split, index in indexes.items()},
+        notes=record.notes,
         already_there=already_there,
     )

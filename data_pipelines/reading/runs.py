@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-# Skipping less than this costs more than reading it; tar headers and padding are below it.
-_MAX_GAP_BYTES = 4096
 # Bounds the memory of one read.
 _MAX_RUN_BYTES = 8 << 20
 
@@ -23,7 +21,11 @@ class Run:
 
 
 def plan_runs(
-    shards: NDArray[np.int64], *, starts: NDArray[np.int64], stops: NDArray[np.int64]
+    shards: NDArray[np.int64],
+    *,
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    max_gap_bytes: int,
 ) -> Iterator[Run]:
     """Joins neighbours in a shard into runs, sorted by where they lie.
 
@@ -31,14 +33,21 @@ def plan_runs(
         shards: Shard of each requested sample, (samples,).
         starts: First byte of each, likewise.
         stops: Byte after the last of each, likewise.
+        max_gap_bytes: Bytes between neighbours that may be read along with them.
     """
     run: Run | None = None
-    for place in np.lexsort((starts, shards)).tolist():
-        shard, start, stop = int(shards[place]), int(starts[place]), int(stops[place])
+    places = np.lexsort((starts, shards))
+    for place, shard, start, stop in zip(
+        places.tolist(),
+        shards[places].tolist(),
+        starts[places].tolist(),
+        stops[places].tolist(),
+        strict=True,
+    ):
         if (
             run is not None
             and shard == run.shard
-            and start <= run.stop + _MAX_GAP_BYTES
+            and start <= run.stop + max_gap_bytes
             and stop <= run.start + _MAX_RUN_BYTES
         ):
             run.stop = max(run.stop, stop)

@@ -1,16 +1,27 @@
-"""The preset `none`: images as they are stored, pixels scaled to [0, 1]."""
+"""Images as they are stored."""
+
+from dataclasses import dataclass
 
 import numpy as np
 
-from data_pipelines.transforms.presets import Image, TransformPreset
+from data_pipelines.transforms.presets import Image, PrepareImage
 
 
-def _unaugmented(image: Image, rng: np.random.Generator) -> Image:
+def unprepared(image: Image) -> Image:
+    """Returns the image."""
     return image
 
 
-def _unprepared(image: Image) -> Image:
-    return image
+@dataclass(frozen=True)
+class Unaugmented:
+    """Prepares images for training as for evaluation.
 
+    Attributes:
+        prepare: What evaluation does.
+    """
 
-NONE = TransformPreset(name="none", augment=_unaugmented, prepare=_unprepared, mean=None, std=None)
+    prepare: PrepareImage
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> Image:
+        """Returns the prepared image; draws nothing."""
+        return self.prepare(image)

@@ -1,5 +1,7 @@
 """From bytes to the floats a model takes, on the device."""
 
+import functools
+
 import torch
 
 from data_pipelines.errors import UserError
@@ -23,26 +25,31 @@ def normalise(images: torch.Tensor, *, preset: TransformPreset, dtype: torch.dty
     """
     assert images.dtype == torch.uint8, images.dtype
     assert images.ndim == 4, images.shape
-    num_channels = images.shape[3]
-    pixels = images.to(torch.float64 if dtype == torch.float64 else torch.float32).div_(255)
-    mean = _per_channel("mean", preset.mean, preset.name, num_channels)
-    std = _per_channel("std", preset.std, preset.name, num_channels)
-    # Channel by channel with plain numbers: tensors of constants would have to be copied to the
-    # device, and waited for, at every step.
-    for channel in range(num_channels):
-        if mean is not None:
-            pixels[..., channel].sub_(mean[channel])
-        if std is not None:
-            pixels[..., channel].div_(std[channel])
-    return pixels.to(dtype).permute(0, 3, 1, 2)
+    num_samples, height, width, num_channels = images.shape
+    exact_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    # Row by row: a constant for each of the three channels of a pixel would be loaded for each.
+    pixels = images.to(exact_dtype).div_(255).reshape(num_samples, height, width * num_channels)
+    for what, values in (("mean", preset.mean), ("std", preset.std)):
+        if values is None:
+            continue
+        if len(values) != num_channels:
+            raise UserError(
+                f"transform {preset.name!r} has the {what} of {len(values)} channels, "
+                f"but the images have {num_channels}"
+            )
+        row = _row(values, width, exact_dtype, images.device)
+        if what == "mean":
+            pixels.sub_(row)
+        else:
+            pixels.div_(row)
+    return pixels.view(images.shape).to(dtype).permute(0, 3, 1, 2)
 
 
-def _per_channel(
-    what: str, values: tuple[float, ...] | None, preset_name: str, num_channels: int
-) -> tuple[float, ...] | None:
-    if values is not None and len(values) != num_channels:
-        raise UserError(
-            f"transform {preset_name!r} has the {what} of {len(values)} channels, "
-            f"but the images have {num_channels}"
-        )
-    return values
+# Made once: copied to the device at every step, it would have to be waited for at every step.
+@functools.lru_cache(maxsize=32)
+def _row(
+    values: tuple[float, ...], width: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    # Not an inference tensor, whatever mode the first call happens to be in.
+    with torch.inference_mode(mode=False):
+        return torch.tensor(values, dtype=dtype, device=device).repeat(width)

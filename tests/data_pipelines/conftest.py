@@ -27,7 +27,13 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> PreparedDataset:
 
 @pytest.fixture
 def make_numbered(tmp_path: Path) -> MakeNumbered:
-    def make(num_samples: int, *, per_shard: int = 10, name: str = "numbered") -> SampleIndex:
+    def make(
+        num_samples: int,
+        *,
+        per_shard: int = 10,
+        name: str = "numbered",
+        label_of: Callable[[int], int] = lambda number: number % 7,
+    ) -> SampleIndex:
         directory = tmp_path / name
         directory.mkdir()
         pattern = str(directory / "part-%06d.tar")
@@ -39,7 +45,7 @@ def make_numbered(tmp_path: Path) -> MakeNumbered:
                     {
                         "__key__": f"sample{number}",
                         "npy": stream.getvalue(),
-                        "cls": str(number % 7).encode(),
+                        "cls": str(label_of(number)).encode(),
                     }
                 )
         return index_shards(

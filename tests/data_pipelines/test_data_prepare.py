@@ -1,12 +1,8 @@
 """Preparing data sets: readable by WebDataset, the same bytes each time, whole or not at all."""
 
 import gc
-import multiprocessing
-import os
 import shutil
-import signal
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,43 +10,12 @@ import pytest
 import webdataset
 from sklearn.datasets import load_digits
 
-from data_pipelines import (
-    DATASETS,
-    PreparedDataset,
-    SampleIndex,
-    ShardReader,
-    UserError,
-    prepare,
-)
-from data_pipelines.preparation.recipe import DatasetRecipe, EncodedSample, SplitSource
+from data_pipelines import PreparedDataset, SampleIndex, ShardReader, UserError, prepare
 
 
 def files_below(directory: Path) -> dict[str, bytes]:
     paths = [path for path in sorted(directory.rglob("*")) if path.is_file()]
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
-
-
-def splits_until_killed(seed: int) -> dict[str, SplitSource]:
-    whole = DATASETS["digits"].splits(seed)["train"]
-
-    def samples() -> Iterator[EncodedSample]:
-        for number, sample in enumerate(whole.samples):
-            if number == 700:
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield sample
-
-    return {"train": SplitSource(num_samples=whole.num_samples, samples=samples())}
-
-
-def prepare_until_killed(out: Path) -> None:
-    DATASETS["killed"] = DatasetRecipe(
-        name="killed",
-        description="kills the process in the second shard",
-        num_classes=10,
-        samples_per_shard=512,
-        splits=splits_until_killed,
-    )
-    prepare("killed", out=out)
 
 
 def test_digits_are_whole_and_every_class_is_in_both_splits(digits: PreparedDataset) -> None:
@@ -142,21 +107,6 @@ def test_empty_folder_is_used(tmp_path: Path) -> None:
     assert not prepare("digits", out=tmp_path / "empty").already_there
 
 
-def test_killed_run_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
-    out = tmp_path / "digits"
-    process = multiprocessing.get_context("fork").Process(target=prepare_until_killed, args=(out,))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    (left_over,) = tmp_path.iterdir()
-    assert left_over.name.startswith(".digits.partial-")
-    assert list(left_over.rglob("*.tar"))
-    with pytest.raises(UserError, match="no prepared split"):
-        SampleIndex.open(left_over / "train")
-    assert not prepare("digits", out=out).already_there
-    assert prepare("digits", out=out).already_there
-
-
 def test_unusable_place_is_named() -> None:
     with pytest.raises(UserError, match=r"/proc/nothing/digits: cannot be used"):
         prepare("digits", out="/proc/nothing/digits")
@@ -165,3 +115,17 @@ def test_unusable_place_is_named() -> None:
 def test_unknown_data_set_gives_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"unknown data set 'digit': did you mean 'digits'\?"):
         prepare("digit", out=tmp_path / "digits")
+
+
+def test_options_without_effect_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"source and tokenizer: without effect for .*'digits'"):
+        prepare("digits", out=tmp_path / "out", source=tmp_path, tokenizer="bert-base-uncased")
+    with pytest.raises(UserError, match=r"'cola' needs source and tokenizer: the folder with"):
+        prepare("cola", out=tmp_path / "out")
+    with pytest.raises(UserError, match=r"source: .*nowhere does not exist; cifar-10-python"):
+        prepare("cifar10", out=tmp_path / "out", source=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"val-fraction: 1.5 is not in \[0, 1\)"):
+        prepare("image_folder", out=tmp_path / "out", source=tmp_path, val_fraction=1.5)
+    with pytest.raises(UserError, match=r"workers: 0, but 1 or more are needed"):
+        prepare("digits", out=tmp_path / "out", num_workers=0)
+    assert not (tmp_path / "out").exists()

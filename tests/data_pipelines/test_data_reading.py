@@ -2,26 +2,20 @@
 
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered import read_numbers
 
 from data_pipelines import SampleIndex, ShardReader, UserError
 from data_pipelines.reading.runs import plan_runs
+from data_pipelines.sources import LocalFolder
 
 MakeNumbered = Callable[..., SampleIndex]
-
-
-def read_numbers(reader: ShardReader, sample_ids: Sequence[int]) -> list[int]:
-    numbers = [-1] * len(sample_ids)
-    for place, sample in reader.read(sample_ids):
-        numbers[place] = int(sample.image.tobytes()[0]) + 256 * int(sample.image.tobytes()[1])
-        assert sample.label == numbers[place] % 7
-    return numbers
 
 
 def open_files_below(directory: Path) -> int:
@@ -49,7 +43,9 @@ def test_neighbours_are_read_together(make_numbered: MakeNumbered) -> None:
     starts = index.samples["cls.offset"].astype(np.int64)
     stops = (index.samples["npy.offset"] + index.samples["npy.size"]).astype(np.int64)
     shards = index.samples["shard"].astype(np.int64)
-    assert [len(run.places) for run in plan_runs(shards, starts=starts, stops=stops)] == [40, 40]
+    for max_gap_bytes, expected in ((4096, [40, 40]), (0, [1] * 80)):
+        runs = plan_runs(shards, starts=starts, stops=stops, max_gap_bytes=max_gap_bytes)
+        assert [len(run.places) for run in runs] == expected
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 1 << 25), st.integers(1, 1 << 22))))
@@ -58,7 +54,7 @@ def test_runs_cover_every_sample_once_and_stay_bounded(
     extents: list[tuple[int, int, int]],
 ) -> None:
     shards, starts, sizes = (np.array([e[i] for e in extents], np.int64) for i in range(3))
-    runs = list(plan_runs(shards, starts=starts, stops=starts + sizes))
+    runs = list(plan_runs(shards, starts=starts, stops=starts + sizes, max_gap_bytes=4096))
     assert sorted(place for run in runs for place in run.places) == list(range(len(extents)))
     for run in runs:
         assert run.stop - run.start <= 8 << 20
@@ -108,7 +104,7 @@ def test_shard_removed_while_in_use_is_named(make_numbered: MakeNumbered) -> Non
 
 def test_few_files_stay_open_and_close_closes_them(make_numbered: MakeNumbered) -> None:
     index = make_numbered(60, per_shard=5)
-    reader = ShardReader(index, max_open_shards=3)
+    reader = ShardReader(index, source=LocalFolder(index.directory, max_open=3))
     shuffled = np.random.default_rng(1).permutation(60).tolist()
     before = open_files_below(index.directory)
     for sample_id in shuffled:
@@ -121,6 +117,7 @@ def test_few_files_stay_open_and_close_closes_them(make_numbered: MakeNumbered) 
 
 
 def test_reader_in_use_can_be_pickled(make_numbered: MakeNumbered) -> None:
-    reader = ShardReader(make_numbered(20), max_open_shards=1)
+    index = make_numbered(20)
+    reader = ShardReader(index, source=LocalFolder(index.directory, max_open=1))
     assert read_numbers(reader, [3]) == [3]
     assert read_numbers(pickle.loads(pickle.dumps(reader)), [19, 3]) == [19, 3]

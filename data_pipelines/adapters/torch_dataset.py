@@ -1,0 +1,132 @@
+"""A plain `Dataset` and a batch sampler for torch's own `DataLoader`.
+
+    dataset = IndexedDataset(index, seed=0, transform=transform)
+    sampler = MiniBatchSampler(index, order="global", seed=0, batch_size=256,
+                               positions=[range(256)], first_step=0, num_steps=1000)
+    for images, labels in DataLoader(dataset, batch_sampler=sampler, num_workers=4):
+        ...
+
+The batches are those of `MicroBatchLoader`, with any number of workers. It is the slower way: every
+batch is put together once more by `DataLoader`, and sent through shared memory made for it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset, Sampler
+
+from data_pipelines.errors import UserError
+from data_pipelines.index import SampleIndex
+from data_pipelines.loading.schedule import MiniBatchSchedule
+from data_pipelines.order import augmentation_rng
+from data_pipelines.reading import ShardReader
+
+# Which sample, and in which epoch: the augmentation depends on both.
+SampleKey = tuple[int, int]
+Transform = Callable[[NDArray[np.uint8], np.random.Generator], Any]
+
+
+class IndexedDataset(Dataset[tuple[Any, int]]):
+    """The images of a split with their labels, by (epoch, sample id)."""
+
+    def __init__(
+        self, index: SampleIndex, *, seed: int, transform: Transform | None = None
+    ) -> None:
+        """Opens nothing yet.
+
+        Args:
+            index: The split.
+            seed: Of the augmentation; in [0, 2**63).
+            transform: Takes an image, uint8 (height, width, channels), and the random stream that
+                belongs to the sample in the epoch, and returns what the model needs; what it draws
+                from elsewhere depends on the workers. A `TransformPreset`'s `augment` is one. By
+                default images are returned as they are, as tensors.
+
+        Raises:
+            UserError: The split is text.
+        """
+        if index.meta.tokens is not None:
+            raise UserError(f"{index.directory}: holds text; `MicroBatchLoader` loads it")
+        self._num_samples = index.num_samples
+        self._reader = ShardReader(index)
+        self._seed = seed
+        self._transform = transform
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        return self._num_samples
+
+    def __getitem__(self, key: SampleKey) -> tuple[Any, int]:
+        """Returns the image and the label of a sample in an epoch.
+
+        Raises:
+            UserError: It cannot be read; the message names shard and sample.
+        """
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[SampleKey]) -> list[tuple[Any, int]]:
+        """Returns several samples, which are read together; `DataLoader` prefers it."""
+        found: list[tuple[Any, int] | None] = [None] * len(keys)
+        for place, sample in self._reader.read([sample_id for _, sample_id in keys]):
+            found[place] = self._transformed(sample.image, keys[place]), sample.label
+        return [sample for sample in found if sample is not None]
+
+    def _transformed(self, image: NDArray[np.uint8], key: SampleKey) -> Any:
+        rng = augmentation_rng(self._seed, *key)
+        if self._transform is not None:
+            image = self._transform(image, rng)
+        # Images as they are stored are views of what was read, which tensors must not write to.
+        return torch.from_numpy(image.copy()) if isinstance(image, np.ndarray) else image
+
+
+class MiniBatchSampler(Sampler[list[SampleKey]]):
+    """One rank's batches of the mini-batches of consecutive steps, as (epoch, sample id).
+
+    Attributes:
+        steps_per_epoch: Full mini-batches in an epoch.
+    """
+
+    def __init__(
+        self,
+        index: SampleIndex,
+        *,
+        order: str,
+        seed: int,
+        batch_size: int,
+        positions: Sequence[Sequence[int]],
+        first_step: int,
+        num_steps: int,
+    ) -> None:
+        """Checks the settings, which are those of `MicroBatchLoader`.
+
+        To go on after a stop, give the steps that were done as `first_step`. Do not ask the sampler
+        how far it is: `DataLoader` runs ahead of what was used.
+
+        Raises:
+            UserError: A setting is out of range; the message names it and the bounds.
+        """
+        if first_step < 0 or num_steps < 0:
+            raise UserError(f"first_step {first_step} and num_steps {num_steps} cannot be negative")
+        self._schedule = MiniBatchSchedule.of(
+            index,
+            order=order,
+            seed=seed,
+            batch_size=batch_size,
+            micro_batches=1,
+            positions=positions,
+        )
+        self._steps = range(first_step, first_step + num_steps)
+        self.steps_per_epoch = self._schedule.steps_per_epoch
+
+    def __len__(self) -> int:
+        """How many batches there are."""
+        return len(self._steps) * len(self._schedule.positions)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        """Yields the samples of each batch."""
+        for step in self._steps:
+            for item in self._schedule.items(step):
+                yield [(item.epoch, sample_id) for sample_id in item.sample_ids.tolist()]

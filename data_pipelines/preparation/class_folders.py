@@ -1,0 +1,152 @@
+"""Folders with a subfolder of images for each class, the layout of torchvision's `ImageFolder`."""
+
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipelines.errors import UserError
+from data_pipelines.preparation.image_sources import IMAGE_COLUMNS, FolderImages
+from data_pipelines.preparation.image_table import ImageEntry, ImageTable, write_image_table
+from data_pipelines.progress import Progress
+
+# Images as others understand them, but not by the decoders here.
+_FOREIGN_IMAGES = (".avif", ".bmp", ".gif", ".heic", ".pbm", ".pgm", ".ppm", ".tif", ".tiff")
+_PROGRESS_EVERY = 2000
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """The images that were found.
+
+    Attributes:
+        images: All of them, by class and name.
+        left_out: How many other files there are, by the ending of their name.
+        endings: How many images there are, likewise.
+    """
+
+    images: FolderImages
+    left_out: Counter[str]
+    endings: Counter[str]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know: files left out, and images of several formats."""
+        notes = []
+        if self.left_out:
+            notes.append(f"{self.images.root}: left out, no images: {_counts(self.left_out)}")
+        if len({IMAGE_COLUMNS[ending] for ending in self.endings}) > 1:
+            notes.append(
+                f"images of several formats ({_counts(self.endings)}) are all stored as "
+                f".{self.images.column}; decoders look at the content"
+            )
+        return tuple(notes)
+
+
+def class_names_of(root: Path) -> list[str]:
+    """Returns the names of the class folders, sorted: their places are the class numbers.
+
+    Raises:
+        UserError: There are none.
+    """
+    names = sorted(
+        entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_hidden(entry.name)
+    )
+    if not names:
+        raise UserError(f"{root}: has no subfolders; each class needs one, with its images")
+    return names
+
+
+def find_images(
+    root: Path, *, class_names: Sequence[str], scratch: Path, progress: Progress
+) -> ClassFolders:
+    """Lists the images below each class folder, at any depth, links followed.
+
+    Args:
+        root: Holds the class folders.
+        class_names: All classes; `root` may lack some, but may not have others.
+        scratch: An existing folder for the list; it is made anew.
+        progress: Is told how far it is.
+
+    Raises:
+        UserError: A class is unknown or has no images, or an image is of a format that cannot be
+            decoded.
+    """
+    unknown = sorted(set(class_names_of(root)) - set(class_names))
+    if unknown:
+        raise UserError(f"{root}: classes that training does not have: {', '.join(unknown[:5])}")
+    left_out: Counter[str] = Counter()
+    endings: Counter[str] = Counter()
+    entries = _entries(root, class_names, left_out=left_out, endings=endings)
+    folder = scratch / "listing"
+    folder.mkdir()
+    counted = _counted(entries, functools.partial(progress, f"listing {root.name}"))
+    write_image_table(folder, counted)
+    columns = {IMAGE_COLUMNS[ending] for ending in endings}
+    images = FolderImages(
+        root=root,
+        table=ImageTable(folder),
+        column=columns.pop() if len(columns) == 1 else "jpg",
+    )
+    return ClassFolders(images=images, left_out=left_out, endings=endings)
+
+
+def _entries(
+    root: Path, class_names: Sequence[str], *, left_out: Counter[str], endings: Counter[str]
+) -> Iterator[ImageEntry]:
+    for label, class_name in enumerate(class_names):
+        if not (root / class_name).is_dir():
+            continue
+        found = sorted(_images_below(root / class_name, left_out=left_out))
+        if not found:
+            raise UserError(
+                f"{root / class_name}: holds no images ({', '.join(sorted(IMAGE_COLUMNS))})"
+            )
+        for path, num_bytes in found:
+            endings[path.suffix.lower()] += 1
+            name = str(path.relative_to(root))
+            yield ImageEntry(name=name, label=label, offset=0, num_bytes=num_bytes)
+
+
+def _images_below(folder: Path, *, left_out: Counter[str]) -> Iterator[tuple[Path, int]]:
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        folders[:] = [name for name in folders if not _is_hidden(name)]
+        for name in files:
+            if _is_hidden(name):
+                continue
+            path = Path(parent, name)
+            ending = path.suffix.lower()
+            if ending in _FOREIGN_IMAGES:
+                raise UserError(
+                    f"{path}: images ending in {ending} cannot be decoded; convert them to one of "
+                    f"{', '.join(sorted(IMAGE_COLUMNS))} or move them away"
+                )
+            if ending in IMAGE_COLUMNS:
+                yield path, path.stat().st_size
+            else:
+                left_out[ending or "(no ending)"] += 1
+
+
+def _counted(
+    entries: Iterator[ImageEntry], progress: functools.partial[None]
+) -> Iterator[ImageEntry]:
+    number = 0
+    for number, entry in enumerate(entries, start=1):
+        if number % _PROGRESS_EVERY == 0:
+            progress(done=number, total=None, unit="images")
+        yield entry
+    progress(done=number, total=number, unit="images")
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _counts(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {ending}" for ending, count in sorted(counter.items()))
