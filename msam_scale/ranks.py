@@ -66,9 +66,8 @@ class Ranks:
     def process_group_of(self, size: int) -> dist.ProcessGroup:
         """As `group_of`, for libraries that need a process group even for a single rank."""
         if not dist.is_initialized():
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
             store = dist.HashStore()  # type: ignore[attr-defined]
-            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+            dist.init_process_group(_backend(self.device), store=store, rank=0, world_size=1)
         if size == self.size:
             assert dist.group.WORLD is not None
             return dist.group.WORLD
@@ -128,9 +127,8 @@ def join(*, timeout: timedelta | None = None) -> Ranks:
                     f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {name} is not set; start with "
                     "`deepspeed`, `torchrun` or `msam-scale train --nproc`"
                 )
-        backend = "nccl" if device.type == "cuda" else "gloo"
         device_id = device if device.type == "cuda" else None
-        dist.init_process_group(backend, timeout=timeout, device_id=device_id)
+        dist.init_process_group(_backend(device), timeout=timeout, device_id=device_id)
     return Ranks(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 
 
@@ -144,6 +142,11 @@ def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
         gc.collect()  # an engine and its loss function may refer to each other
+
+
+def _backend(device: torch.device) -> str:
+    """Offloaded shards lie in host memory, and are gathered there for a checkpoint."""
+    return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
 def _local_device() -> torch.device:

@@ -32,8 +32,9 @@ def find_blocks(model: nn.Module, *, names: Sequence[str] | None = None) -> list
         if missing := sorted(set(names) - present):
             classes = sorted({_class_name(module) for module in model.modules()})
             raise UserError(
-                f"sharding.blocks: no layer of class {missing[0]} in the model that shares no "
-                f"parameter with others; its classes: {', '.join(classes)}"
+                f"sharding.blocks: no layer of class {missing[0]} in the model that lies "
+                f"outside the other blocks and shares no parameter with the rest; its classes: "
+                f"{', '.join(classes)}"
             )
         return found
     if hint and (found := _of_classes(model, set(hint))):

@@ -19,7 +19,8 @@ def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
         group["momentum"] for group in optimizer.param_groups
     )
     if fused and (optimizer.state or stateless):
-        optimizer.found_inf = skip.to(torch.float32)  # type: ignore[attr-defined]
+        device = optimizer.param_groups[0]["params"][0].device  # the host, for offloaded shards
+        optimizer.found_inf = skip.to(device, torch.float32)  # type: ignore[attr-defined]
         optimizer.grad_scale = None  # type: ignore[attr-defined]
         optimizer.step()
         del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]

@@ -74,7 +74,8 @@ class FullySharding(BufferedSharding):
 
     def _make_optimizer(self, request: ShardingRequest) -> torch.optim.Optimizer:
         optimizer = super()._make_optimizer(request)
-        for group in list(optimizer.param_groups):  # fused kernels refuse both kinds in one call
+        # Fused kernels refuse both kinds of parameter in one call.
+        for group in list(optimizer.param_groups):
             whole = [p for p in group["params"] if not isinstance(p, DTensor)]
             if whole and len(whole) < len(group["params"]):
                 group["params"] = [p for p in group["params"] if isinstance(p, DTensor)]

@@ -47,6 +47,7 @@ class GradientReduction:
         for bucket in self._bucket_of:
             self._missing[bucket] += 1
         self._is_final = [False] * len(self._bucket_of)
+        self._written: list[list[torch.cuda.Event]] = [[] for _ in self._ranges]
 
     def finish(self) -> None:
         """Launches what is left and makes the current stream wait for all sums."""
@@ -76,12 +77,18 @@ class GradientReduction:
                 "checkpointing does; use checkpointing with use_reentrant=False"
             )
         self._is_final[index] = True
-        self._missing[self._bucket_of[index]] -= 1
+        bucket = self._bucket_of[index]
+        self._missing[bucket] -= 1
+        if self._buffer.flat.is_cuda:
+            self._written[bucket].append(torch.cuda.current_stream().record_event())
         while len(self._works) < len(self._ranges) and not self._missing[len(self._works)]:
             self._launch_next()
 
     def _launch_next(self) -> None:
         assert self._buffer is not None
+        for event in self._written[len(self._works)]:
+            # Gradients of one bucket may come from several streams, FSDP2's own among them.
+            torch.cuda.current_stream().wait_event(event)
         start, end = self._ranges[len(self._works)]
         work = dist.all_reduce(self._buffer.flat[start:end], group=self._group, async_op=True)
         assert work is not None

@@ -12,6 +12,9 @@ from data_pipelines.errors import UserError
 
 # Between a parameter's name and the name of its state: dots occur in both.
 STATE_SEPARATOR = "//"
+# What torch's and DeepSpeed's optimizers keep as one number a parameter. A parameter without
+# dimensions has other state of the same shape.
+STATE_NUMBERS = frozenset({"step", "mu_product", "eta", "mu"})
 
 
 def full_state_dict(model: nn.Module, *, keeps: bool) -> dict[str, torch.Tensor]:
@@ -129,9 +132,14 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _part(whole: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
-    """What of a whole tensor belongs where `like` is: one of its shape is sharded as it is."""
-    if not isinstance(like, DTensor) or whole.shape != like.shape:
+    """What of a whole tensor belongs where `like` is; one of its shape is laid out as it is.
+
+    Fused optimizers walk through a parameter and its state in the order of memory.
+    """
+    if whole.shape != like.shape:
         return whole
+    if not isinstance(like, DTensor):
+        return torch.empty_like(like, dtype=whole.dtype).copy_(whole)
     return distribute_tensor(
         whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
     )

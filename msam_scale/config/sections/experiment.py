@@ -71,9 +71,10 @@ class DataSection(Section):
     """Loader processes of each rank. It changes the speed, never the samples or their order. 0 by
     default: samples are read in the training process, which small data sets do best with."""
 
-    order: Literal["global", "window", "lanes"] = "global"
+    order: Text = "global"
     """How the samples of an epoch are ordered. `global`, the default, is one permutation of all
-    samples; `window` and `lanes` trade some of its randomness for more sequential reading."""
+    samples; `window` and `lanes` trade some of its randomness for more sequential reading, how
+    much in their parameters: `window:shards=64`, `lanes:lanes=256,shards=2`."""
 
     cache_dir: Text | None = None
     """Folder on a local disk that keeps copies of remote shards. `null`, the default: shards are
@@ -81,3 +82,17 @@ class DataSection(Section):
 
     cache_limit: Count | None = None
     """Most bytes that `data.cache_dir` may hold. `null`, the default: no limit."""
+
+    resident: bool = False
+    """Read the training samples once and keep them in each rank's memory, in place of
+    `data.workers`. For data sets of small images, which are loaded several times faster so."""
+
+    prefetch_bytes: Count = 2**30
+    """Most bytes of batches that each rank has loaded ahead or in use. 1 GiB by default."""
+
+    on_error: Literal["raise", "substitute"] = "raise"
+    """What a damaged training sample does. `raise`, the default, stops the run and names shard and
+    sample; `substitute` takes another sample in its place, the same one on any layout."""
+
+    max_bad_samples: Count = 100
+    """With `data.on_error: substitute`: more damaged samples than this stop the run."""

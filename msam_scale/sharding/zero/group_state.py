@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from msam_scale.sharding.state import STATE_SEPARATOR, state_keys
+from msam_scale.sharding.state import STATE_NUMBERS, STATE_SEPARATOR, state_keys
 from msam_scale.sharding.zero import private_api
 
 
@@ -19,10 +19,11 @@ class GroupState:
     Args:
         engine: DeepSpeed's.
         model: its trained parameters are views of the flat weights.
+        device: where the ranks' backend sends from.
     """
 
-    def __init__(self, engine: Any, model: nn.Module) -> None:
-        self._engine, self._model = engine, model
+    def __init__(self, engine: Any, model: nn.Module, *, device: torch.device) -> None:
+        self._engine, self._model, self._device = engine, model, device
         self._stepped = private_api.stepped_tensors(engine)
         self._groups = private_api.grouped_parameters(engine)
         self._starts = [
@@ -41,8 +42,8 @@ class GroupState:
                 if value is None:
                     continue
                 tensor = torch.as_tensor(value).detach()
-                is_piece = key != "step" and tensor.numel() == stepped.numel()
-                flat = _gathered(tensor) if is_piece else tensor
+                is_piece = key not in STATE_NUMBERS and tensor.numel() == stepped.numel()
+                flat = _gathered(tensor, device=self._device) if is_piece else tensor
                 if not keeps:
                     continue
                 for parameter, start in starts.items():
@@ -72,8 +73,8 @@ class GroupState:
                     for key in keys.get(name, ()):
                         whole = optimizer_state[f"{name}{STATE_SEPARATOR}{key}"]
                         state = optimizer.state[stepped]
-                        if key == "step" or whole.shape != parameter.shape:
-                            private_api.set_number(state, key, whole)
+                        if key in STATE_NUMBERS or whole.shape != parameter.shape:
+                            state[key] = private_api.number_for(optimizer, whole)
                             continue
                         if not isinstance(state.get(key), torch.Tensor):
                             state[key] = torch.zeros_like(stepped)
@@ -86,10 +87,7 @@ class GroupState:
                 yield parameter, name
 
 
-def _gathered(piece: torch.Tensor) -> torch.Tensor:
-    device = torch.device("cpu")
-    if dist.get_backend() == "nccl":
-        device = torch.device("cuda", torch.cuda.current_device())
+def _gathered(piece: torch.Tensor, *, device: torch.device) -> torch.Tensor:
     piece = piece.flatten().to(device)
     pieces = [torch.empty_like(piece) for _ in range(dist.get_world_size())]
     dist.all_gather(pieces, piece)

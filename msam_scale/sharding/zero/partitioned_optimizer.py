@@ -34,7 +34,7 @@ class OptimizerPartitioning(ReplicatedSharding):
         self._descent_group = None  # DeepSpeed sums the descent
         self._reduced: list[torch.Tensor] = []
         private_api.hold_back_reduction(self._engine)
-        self._state = GroupState(self._engine, self.model)
+        self._state = GroupState(self._engine, self.model, device=request.ranks.device)
 
     def _lay_out(self, request: ShardingRequest) -> None:
         place(request.model, request=request, contiguous=True)

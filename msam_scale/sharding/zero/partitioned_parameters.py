@@ -77,6 +77,8 @@ class ParameterPartitioning:
         if not parameters:
             raise UserError("the model has no trainable parameter: every requires_grad is False")
         self._engine = start_engine(request, parameters=parameters, settings=settings)
+        if self._is_float16:
+            private_api.skip_at_the_lowest_scale(self._engine)
         self.optimizer = private_api.base_optimizer(self._engine)
         self._masters = private_api.master_shards(self._engine)
         self._computing = private_api.computing_shards(self._engine)
@@ -86,7 +88,11 @@ class ParameterPartitioning:
         self._gradient = self.ascent_gradient.flat
         self._accumulator = torch.zeros_like(self._gradient) if request.ascends else self._gradient
         self._state = ShardState(
-            self._engine, self.model, group=self._shard_group, frozen=full_precision
+            self._engine,
+            self.model,
+            group=self._shard_group,
+            device=request.ranks.device,
+            frozen=full_precision,
         )
         self._state.set_masters(full_precision)
         self._refresh_computing()
@@ -262,6 +268,9 @@ class ParameterPartitioning:
         scaler.cur_iter = int(counters["step"])
 
     def _step(self) -> None:
+        if self._ranks.device.type == "cuda":
+            # DeepSpeed reads gradients on streams of its own, which do not wait for what we wrote.
+            torch.cuda.current_stream().synchronize()
         self._engine.step()
 
     def _set_computing(self, shards: list[torch.Tensor]) -> None:

@@ -245,6 +245,16 @@ def loss_scaler(engine: Any) -> Any:
     return engine.optimizer.loss_scaler
 
 
+def skip_at_the_lowest_scale(engine: Any) -> None:
+    """Has an overflow at the lowest loss scale skip a step as any other does.
+
+    How many may be skipped in a row is the engine's setting; DeepSpeed would end the run at once.
+    """
+    scaler = loss_scaler(engine)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False
+
+
 # All stages.
 
 
@@ -289,7 +299,7 @@ def base_optimizer(engine: Any) -> torch.optim.Optimizer:
     return optimizer
 
 
-def set_number(state: dict[str, Any], key: str, whole: torch.Tensor) -> None:
-    """Sets a number of a whole group, such as Adam's step, in the form that is there already."""
-    number = whole.clone()
-    state[key] = number if isinstance(state.get(key, number), torch.Tensor) else number.item()
+def number_for(optimizer: torch.optim.Optimizer, whole: torch.Tensor) -> torch.Tensor | int:
+    """A number such as Adam's step as an optimizer keeps it: DeepSpeed's own have Python's ints."""
+    is_deepspeeds = type(optimizer).__module__.partition(".")[0] == "deepspeed"
+    return int(whole) if is_deepspeeds else whole.clone()

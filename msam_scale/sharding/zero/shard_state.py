@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from msam_scale.sharding.state import STATE_SEPARATOR, state_keys
+from msam_scale.sharding.state import STATE_NUMBERS, STATE_SEPARATOR, state_keys
 from msam_scale.sharding.zero import private_api
 
 
@@ -20,6 +20,7 @@ class ShardState:
         engine: DeepSpeed's.
         model: its parameters are sharded.
         group: the ranks that share them.
+        device: where their backend sends from.
         frozen: full-precision shards of the parameters that are not trained, among others.
     """
 
@@ -29,9 +30,10 @@ class ShardState:
         model: nn.Module,
         *,
         group: dist.ProcessGroup,
+        device: torch.device,
         frozen: Mapping[nn.Parameter, torch.Tensor],
     ) -> None:
-        self._model, self._group = model, group
+        self._model, self._group, self._device = model, group, device
         self._places: dict[nn.Parameter, tuple[torch.Tensor, int, int]] = {}
         self._keys: dict[nn.Parameter, torch.Tensor] = {}  # of the optimizer's state
         for key, flat, parameters in zip(
@@ -75,7 +77,7 @@ class ShardState:
                 if value is None:
                     continue
                 tensor = torch.as_tensor(value)
-                if tensor.numel() == flat.numel() and key != "step":
+                if tensor.numel() == flat.numel() and key not in STATE_NUMBERS:
                     shard = tensor.flatten()[start : start + length]
                     tensor = self._whole(parameter, shard)
                 if keeps:
@@ -106,8 +108,8 @@ class ShardState:
                 for key in keys.get(name, ()):
                     whole = optimizer_state[f"{name}{STATE_SEPARATOR}{key}"]
                     state = optimizer.state[self._keys[parameter]]
-                    if key == "step" or whole.shape != private_api.whole_shape(parameter):
-                        private_api.set_number(state, key, whole)
+                    if key in STATE_NUMBERS or whole.shape != private_api.whole_shape(parameter):
+                        state[key] = private_api.number_for(optimizer, whole)
                         continue
                     if not isinstance(state.get(key), torch.Tensor):
                         state[key] = torch.zeros_like(flat)
@@ -127,7 +129,7 @@ class ShardState:
 
     def _whole(self, parameter: nn.Parameter, shard: torch.Tensor) -> torch.Tensor:
         shape = private_api.whole_shape(parameter)
-        shard = shard.detach().to(_device_of(self._group)).contiguous()
+        shard = shard.detach().to(self._device).contiguous()
         shards = [torch.empty_like(shard) for _ in range(dist.get_world_size(self._group))]
         dist.all_gather(shards, shard, group=self._group)
         return torch.cat(shards)[: shape.numel()].view(shape)
@@ -139,10 +141,3 @@ class ShardState:
         padded = shard.new_zeros(length)
         padded[: shard.numel()] = shard
         return padded
-
-
-def _device_of(group: dist.ProcessGroup) -> torch.device:
-    """Where a group's backend can send from."""
-    if dist.get_backend(group) == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

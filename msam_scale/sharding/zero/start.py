@@ -93,7 +93,9 @@ def join_deepspeed(request: ShardingRequest) -> None:
 
     with private_api.only_errors_logged():
         deepspeed.init_distributed(
-            dist_backend=torch.distributed.get_backend(), dist_init_required=False, verbose=False
+            dist_backend="nccl" if request.ranks.device.type == "cuda" else "gloo",
+            dist_init_required=False,
+            verbose=False,
         )
 
 
