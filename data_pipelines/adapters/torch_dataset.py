@@ -10,7 +10,7 @@ The batches are those of `MicroBatchLoader`, with any number of workers. It is t
 batch is put together once more by `DataLoader`, and sent through shared memory made for it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,10 @@ from torch.utils.data import Dataset, Sampler
 from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
 from data_pipelines.loading.schedule import MiniBatchSchedule
+from data_pipelines.loading.step_plan import StepPlan
 from data_pipelines.order import augmentation_rng
 from data_pipelines.reading import ShardReader
+from data_pipelines.sources import ShardSource
 
 # Which sample, and in which epoch: the augmentation depends on both.
 SampleKey = tuple[int, int]
@@ -33,7 +35,12 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
     """The images of a split with their labels, by (epoch, sample id)."""
 
     def __init__(
-        self, index: SampleIndex, *, seed: int, transform: Transform | None = None
+        self,
+        index: SampleIndex,
+        *,
+        seed: int,
+        transform: Transform | None = None,
+        source: ShardSource | None = None,
     ) -> None:
         """Opens nothing yet.
 
@@ -44,6 +51,7 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
                 belongs to the sample in the epoch, and returns what the model needs; what it draws
                 from elsewhere depends on the workers. A `TransformPreset`'s `augment` is one. By
                 default images are returned as they are, as tensors.
+            source: Reads the bytes of the shards; by default from the folder of the index.
 
         Raises:
             UserError: The split is text.
@@ -51,7 +59,7 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
         if index.meta.tokens is not None:
             raise UserError(f"{index.directory}: holds text; `MicroBatchLoader` loads it")
         self._num_samples = index.num_samples
-        self._reader = ShardReader(index)
+        self._reader = ShardReader(index, source=source)
         self._seed = seed
         self._transform = transform
 
@@ -102,15 +110,10 @@ class MiniBatchSampler(Sampler[list[SampleKey]]):
     ) -> None:
         """Checks the settings, which are those of `MicroBatchLoader`.
 
-        To go on after a stop, give the steps that were done as `first_step`. Do not ask the sampler
-        how far it is: `DataLoader` runs ahead of what was used.
-
         Raises:
             UserError: A setting is out of range; the message names it and the bounds.
         """
-        if first_step < 0 or num_steps < 0:
-            raise UserError(f"first_step {first_step} and num_steps {num_steps} cannot be negative")
-        self._schedule = MiniBatchSchedule.of(
+        schedule = MiniBatchSchedule.of(
             index,
             order=order,
             seed=seed,
@@ -118,15 +121,31 @@ class MiniBatchSampler(Sampler[list[SampleKey]]):
             micro_batches=1,
             positions=positions,
         )
-        self._steps = range(first_step, first_step + num_steps)
-        self.steps_per_epoch = self._schedule.steps_per_epoch
+        self._plan = StepPlan(index, schedule=schedule, first_step=first_step, num_steps=num_steps)
+        self.steps_per_epoch = schedule.steps_per_epoch
 
     def __len__(self) -> int:
         """How many batches there are."""
-        return len(self._steps) * len(self._schedule.positions)
+        return len(self._plan)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         """Yields the samples of each batch."""
-        for step in self._steps:
-            for item in self._schedule.items(step):
-                yield [(item.epoch, sample_id) for sample_id in item.sample_ids.tolist()]
+        for item in self._plan:
+            yield [(item.epoch, sample_id) for sample_id in item.sample_ids.tolist()]
+
+    def state_dict(self, *, steps_done: int) -> dict[str, Any]:
+        """Returns what a checkpoint needs to go on, on any number of ranks and workers.
+
+        Args:
+            steps_done: Steps done over all epochs; the sampler does not know, since `DataLoader`
+                runs ahead of what was used.
+        """
+        return self._plan.state(steps_done).model_dump()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a saved state says; the last step stays the one that was given.
+
+        Raises:
+            UserError: The state is of other data, another seed or, within an epoch, another order.
+        """
+        self._plan.go_on(state)

@@ -17,11 +17,12 @@ from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
 from data_pipelines.loading.items import Item
 from data_pipelines.loading.schedule import MiniBatchSchedule
+from data_pipelines.loading.step_plan import StepPlan
 from data_pipelines.reading import ShardReader
+from data_pipelines.sources import LocalFolder, ShardSource
 
 
 class ScheduledShards(IterableDataset[dict[str, Any]]):
@@ -42,15 +43,14 @@ class ScheduledShards(IterableDataset[dict[str, Any]]):
         positions: Sequence[Sequence[int]],
         first_step: int,
         num_steps: int,
+        source: ShardSource | None = None,
     ) -> None:
         """Checks the settings, which are those of `MicroBatchLoader`.
 
         Raises:
             UserError: A setting is out of range; the message names it and the bounds.
         """
-        if first_step < 0 or num_steps < 0:
-            raise UserError(f"first_step {first_step} and num_steps {num_steps} cannot be negative")
-        self._schedule = MiniBatchSchedule.of(
+        schedule = MiniBatchSchedule.of(
             index,
             order=order,
             seed=seed,
@@ -59,8 +59,9 @@ class ScheduledShards(IterableDataset[dict[str, Any]]):
             positions=positions,
         )
         self._index = index
-        self._reader = ShardReader(index.with_decoder(_Undecoded()))
-        self._steps = range(first_step, first_step + num_steps)
+        self._source = LocalFolder(index.directory) if source is None else source
+        self._reader = ShardReader(index.with_decoder(_Undecoded()), source=self._source)
+        self._plan = StepPlan(index, schedule=schedule, first_step=first_step, num_steps=num_steps)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yields the samples in order.
@@ -70,9 +71,25 @@ class ScheduledShards(IterableDataset[dict[str, Any]]):
         """
         worker = get_worker_info()
         number, num_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        items = (item for step in self._steps for item in self._schedule.items(step))
-        for item in islice(items, number, None, num_workers):
+        for item in islice(self._plan, number, None, num_workers):
             yield from self._samples(item)
+
+    def state_dict(self, *, steps_done: int) -> dict[str, Any]:
+        """Returns what a checkpoint needs to go on, on any number of ranks and workers.
+
+        Args:
+            steps_done: Steps done over all epochs; the stage does not know what of its samples was
+                used.
+        """
+        return self._plan.state(steps_done).model_dump()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where a saved state says; the last step stays the one that was given.
+
+        Raises:
+            UserError: The state is of other data, another seed or, within an epoch, another order.
+        """
+        self._plan.go_on(state)
 
     def _samples(self, item: Item) -> list[dict[str, Any]]:
         ids = item.sample_ids.tolist()
@@ -82,7 +99,7 @@ class ScheduledShards(IterableDataset[dict[str, Any]]):
         return [
             {
                 "__key__": self._index.key(sample_id),
-                "__url__": str(self._index.shard_path(shards[place])),
+                "__url__": self._source.where(self._index.meta.shards[shards[place]].name),
                 "__epoch__": item.epoch,
                 "__sample_id__": sample_id,
                 **payloads[place],

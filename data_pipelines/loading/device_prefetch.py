@@ -68,4 +68,6 @@ class DevicePrefetcher:
 def _mapped(function: Callable[[torch.Tensor], torch.Tensor], batch: Batch) -> Any:
     if isinstance(batch, dict):
         return {name: function(tensor) for name, tensor in batch.items()}
-    return tuple(function(tensor) for tensor in batch)
+    if hasattr(batch, "_fields"):  # a named tuple, which takes its fields one by one
+        return type(batch)(*map(function, batch))
+    return tuple(map(function, batch))

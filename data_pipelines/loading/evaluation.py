@@ -12,7 +12,6 @@ from data_pipelines.loading.batchers import Batch
 from data_pipelines.loading.items import Item
 from data_pipelines.loading.source import SplitSource
 from data_pipelines.loading.worker_pool import DEFAULT_HOST_BYTES, WorkerPool
-from data_pipelines.reading import BadDataPolicy
 from data_pipelines.sources import ShardSource
 from data_pipelines.transforms import TransformPreset
 
@@ -35,7 +34,6 @@ class EvaluationLoader:
         num_workers: int,
         max_host_bytes: int = DEFAULT_HOST_BYTES,
         resident: bool = False,
-        on_error: BadDataPolicy | None = None,
         source: ShardSource | None = None,
     ) -> None:
         """Checks the settings; workers start with the first iteration.
@@ -49,7 +47,6 @@ class EvaluationLoader:
             num_workers: Processes that load; 0 loads in this one.
             max_host_bytes: Bounds the memory of the batches that are loaded ahead and in use.
             resident: Reads all samples once and keeps them in memory; for small images.
-            on_error: What happens when a sample is damaged; by default an error.
             source: Reads the bytes of the shards; by default from the folder of the index.
 
         Raises:
@@ -74,7 +71,7 @@ class EvaluationLoader:
                 transform=transform,
                 augmentation_seed=None,
                 source=source,
-                on_error=on_error,
+                on_error=None,  # another sample in its place would be counted twice
             ),
             items=self._blocks,
             num_rows=min(batch_size, index.num_samples),

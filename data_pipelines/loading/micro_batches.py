@@ -1,23 +1,18 @@
 """Training data: the same mini-batches on any number of ranks and workers."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
 from data_pipelines.loading.batchers import Batch
-from data_pipelines.loading.items import Item
 from data_pipelines.loading.mixing import SampleMixing
 from data_pipelines.loading.schedule import MiniBatchSchedule
 from data_pipelines.loading.source import SplitSource
-from data_pipelines.loading.state import STATE_VERSION, LoaderState, step_to_continue_at
+from data_pipelines.loading.step_plan import StepPlan
 from data_pipelines.loading.worker_pool import DEFAULT_HOST_BYTES, WorkerPool
 from data_pipelines.reading import BadDataPolicy
 from data_pipelines.sources import ShardSource
 from data_pipelines.transforms import TransformPreset
-
-_NUM_NEXT_SAMPLES = 8
 
 
 class MicroBatchLoader:
@@ -69,7 +64,8 @@ class MicroBatchLoader:
                 Text is filled up to the longest of a part, so that the batches do not depend on how
                 a part is spread over ranks.
             max_host_bytes: Bounds the memory of the batches that are loaded ahead and in use.
-            resident: Reads all samples once and keeps them in memory; for small images.
+            resident: Reads all samples once and keeps them in memory; for small images. Not where
+                damaged samples are replaced, by others in each epoch.
             mixing: Mixup and cutmix; batches are then `MixedBatch`es.
             on_error: What happens when a sample is damaged; by default an error.
             source: Reads the bytes of the shards; by default from the folder of the index.
@@ -94,14 +90,9 @@ class MicroBatchLoader:
             mixing=mixing,
             image_size=split.image_size,
         )
-        if first_step < 0 or num_steps < 0:
-            raise UserError(f"first_step {first_step} and num_steps {num_steps} cannot be negative")
         self.steps_per_epoch = schedule.steps_per_epoch
         self.bad_samples = split.bad_samples
-        self._index = index
-        self._seed = seed
-        self._schedule = schedule
-        self._plan = _Plan(schedule, range(first_step, first_step + num_steps))
+        self._plan = StepPlan(index, schedule=schedule, first_step=first_step, num_steps=num_steps)
         self._num_items_yielded = 0
         self._pool = WorkerPool(
             split,
@@ -143,9 +134,10 @@ class MicroBatchLoader:
                 items were all yielded.
         """
         if steps_done is None:
-            items_per_step = max(1, len(self._schedule.positions))
+            items_per_step = max(1, len(self._plan.schedule.positions))
             steps_done = self._plan.steps.start + self._num_items_yielded // items_per_step
-        return self._state(steps_done).model_dump()
+        state = self._plan.state(steps_done, bad_samples=self.bad_samples.state())
+        return state.model_dump()
 
     def load_state_dict(
         self, state: Mapping[str, Any], *, allows_new_partition: bool = False
@@ -165,60 +157,6 @@ class MicroBatchLoader:
             UserError: The state is of other data or another seed, or the loader would not go on
                 with the samples that come next.
         """
-        saved = LoaderState.of(state)
-        step = step_to_continue_at(
-            saved,
-            self._state(saved.step),
-            num_samples=self._index.num_samples,
-            allows_new_partition=allows_new_partition,
-        )
-        is_same_order = (saved.order, saved.batch_size) == (
-            self._schedule.order.identity,
-            self._schedule.batch_size,
-        )
-        if is_same_order and self._next_samples(step) != saved.next_samples:
-            raise UserError(
-                f"loader state: the samples after step {saved.step} are not those of the program "
-                "that saved it; use the version that did"
-            )
+        saved = self._plan.go_on(state, allows_new_partition=allows_new_partition)
         self.bad_samples.load_state(saved.bad_samples)
-        stop = self._plan.steps.stop
-        if step > stop:
-            raise UserError(
-                f"loader state: {step} steps are done, but this loader ends after {stop}"
-            )
-        self._plan.steps = range(step, stop)
         self._num_items_yielded = 0
-
-    def _state(self, steps_done: int) -> LoaderState:
-        return LoaderState(
-            version=STATE_VERSION,
-            seed=self._seed,
-            epoch=steps_done // self.steps_per_epoch,
-            step=steps_done,
-            batch_size=self._schedule.batch_size,
-            micro_batches=self._schedule.micro_batches,
-            order=self._schedule.order.identity,
-            fingerprint=self._index.fingerprint,
-            next_samples=self._next_samples(steps_done),
-            bad_samples=self.bad_samples.state(),
-        )
-
-    def _next_samples(self, step: int) -> list[int]:
-        first: list[int] = self._schedule.mini_batch(step)[:_NUM_NEXT_SAMPLES].tolist()
-        return first
-
-
-@dataclass
-class _Plan:
-    """The items of some steps."""
-
-    schedule: MiniBatchSchedule
-    steps: range
-
-    def __len__(self) -> int:
-        return len(self.steps) * len(self.schedule.positions)
-
-    def __iter__(self) -> Iterator[Item]:
-        for step in self.steps:
-            yield from self.schedule.items(step)

@@ -49,8 +49,7 @@ class ResidentSamples:
         images, labels = self.images, self.labels
         for start in range(0, index.num_samples, _SAMPLES_AT_ONCE):
             ids = range(start, min(start + _SAMPLES_AT_ONCE, index.num_samples))
-            # What stands in for a damaged one stays for all epochs.
-            for place, sample in reader.read(ids, epoch=0):
+            for place, sample in reader.read(ids):
                 labels[start + place] = sample.label
                 images[start + place] = sample.image
 

@@ -1,5 +1,6 @@
 """What every loader needs to load a split: how it is read, and what its batches are."""
 
+from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
 from data_pipelines.loading.batchers import Batcher, SampleReader, check_kind
 from data_pipelines.loading.image_batches import ImageBatcher
@@ -40,6 +41,7 @@ class SplitSource:
             UserError: Images without a transform, or text with one, or a policy without effect.
         """
         check_kind(index, transform)
+        self._on_error = BadDataPolicy() if on_error is None else on_error
         self._index = index
         self._transform = transform
         self._augmentation_seed = augmentation_seed
@@ -59,8 +61,14 @@ class SplitSource:
         """Reads all samples into memory and returns how many bytes they take.
 
         Raises:
-            UserError: They take more than `max_bytes`, or cannot be read.
+            UserError: They take more than `max_bytes`, cannot be read, or damaged ones are to be
+                replaced, which is by others in each epoch.
         """
+        if self._on_error.kind == "substitute":
+            raise UserError(
+                "resident: cannot be combined with on_error: substitute, which replaces a damaged "
+                "sample by another one in each epoch; leave one of them out"
+            )
         samples = ResidentSamples(self._index, reader=self.reader, max_bytes=max_bytes)
         self.reader = samples
         return samples.images.nbytes

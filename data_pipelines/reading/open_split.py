@@ -43,7 +43,7 @@ def open_split(location: str | Path, *, options: SourceOptions | None = None) ->
         index = SampleIndex.open(local_path(location))
         return Split(index, open_source(index.directory, options=options))
     text = os.fspath(location)
+    source = open_source(text, options=options)
     if options.cache_dir is None:
         raise UserError(f"{text}: is remote: give a cache_dir, where its index is kept")
-    source = open_source(text, options=options)
     return Split(fetch_index(source, cache_dir=options.cache_dir), source)

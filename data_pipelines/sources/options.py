@@ -39,6 +39,8 @@ class SourceOptions:
     allows_commands: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.cache_dir, str):  # the annotation is no check
+            object.__setattr__(self, "cache_dir", Path(self.cache_dir))
         if self.cache_limit < 0:
             raise UserError(f"cache_limit: {self.cache_limit} is negative; 0 caches no shards")
         if self.cache_limit and self.cache_dir is None:

@@ -37,6 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         help="shards of one split, in one folder, as DIR/train-{000000..000003}.tar",
     )
+    index.add_argument(
+        "--classes",
+        type=count,
+        metavar="N",
+        help="labels are in 0 … N - 1 (by default the largest one decides)",
+    )
+    index.add_argument(
+        "--ignore",
+        nargs="+",
+        metavar="EXTENSION",
+        default=[],
+        help="files in the shards that are neither image nor label, as json",
+    )
     _add_workers(index)
     index.set_defaults(action=_index)
 
@@ -170,7 +183,13 @@ def _index(arguments: argparse.Namespace) -> int:
     from data_pipelines.index import build_index
 
     with _progress() as progress:
-        index = build_index(arguments.shards, num_processes=arguments.workers, progress=progress)
+        index = build_index(
+            arguments.shards,
+            num_processes=arguments.workers,
+            num_classes=arguments.classes,
+            ignored_columns=arguments.ignore,
+            progress=progress,
+        )
     print(f"{index.directory}: {index.num_samples} samples, {index.num_classes} classes")
     return SUCCESS
 
@@ -192,7 +211,8 @@ def _check(arguments: argparse.Namespace) -> int:
         print(f"{arguments.directory}: whole: {found}")
         return SUCCESS
     num_problems = len(report.problems) + report.num_more_problems
-    print(f"msam-scale: {arguments.directory}: {num_problems} problems: {found}", file=sys.stderr)
+    problems = "1 problem" if num_problems == 1 else f"{num_problems} problems"
+    print(f"msam-scale: {arguments.directory}: {problems}: {found}", file=sys.stderr)
     return USER_ERROR
 
 

@@ -39,7 +39,6 @@ WITHOUT_EFFECT = [
         _WithoutEffect("training.eval_every", beside="data.val", value=None),
         _WithoutEffect("data.cache_limit", beside="data.cache_dir", value=None),
         _WithoutEffect("data.max_bad_samples", beside="data.on_error", value="raise"),
-        _WithoutEffect("data.workers", beside="data.resident", value=True),
         _WithoutEffect("sharding.shard_group", beside="sharding.strategy", value="replicated"),
         _WithoutEffect("sharding.shard_group", beside="sharding.strategy", value="zero1"),
         _WithoutEffect("sharding.shard_group", beside="sharding.strategy", value="zero2"),

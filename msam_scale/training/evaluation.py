@@ -9,8 +9,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from data_pipelines import EvaluationLoader, SampleIndex, TransformPreset
+from data_pipelines import DevicePrefetcher, EvaluationLoader
 from msam_scale.engine import Engine
+from msam_scale.training.data import RunData
 
 # A forward that keeps nothing for a backward takes a fraction of a training chunk's memory.
 _CHUNKS_AT_ONCE = 4
@@ -27,24 +28,22 @@ class Evaluation:
 
 def evaluate(
     engine: Engine,
-    index: SampleIndex,
+    data: RunData,
     *,
-    transform: TransformPreset,
     prepare: Callable[[torch.Tensor], torch.Tensor],
-    num_workers: int,
 ) -> Evaluation:
-    """Evaluates the model as it is. Collective.
+    """Evaluates the model as it is, on the validation data of a run. Collective.
 
     The sums meet once at the end. Where a forward is collective, ranks with fewer batches than
     others run forwards whose result nobody counts.
 
     Args:
         engine: its model is put back in training mode afterwards.
-        index: the samples.
-        transform: what is done to the images.
+        data: the run's.
         prepare: turns uint8 images on the device into the model's inputs.
-        num_workers: loader processes.
     """
+    assert data.val is not None, "a run without validation data is not evaluated"
+    index, section = data.val.index, engine.config.data
     device = engine.ranks.device
     sums = torch.zeros(3, dtype=torch.float64, device=device)
     loader = EvaluationLoader(
@@ -52,14 +51,15 @@ def evaluate(
         batch_size=_CHUNKS_AT_ONCE * (engine.config.batch.chunk or engine.plan.slice_size),
         rank=engine.ranks.rank,
         num_ranks=engine.ranks.size,
-        transform=transform,
-        num_workers=num_workers,
+        transform=data.transform,
+        num_workers=section.workers,
+        max_host_bytes=section.memory_limit,
+        source=data.val.source,
     )
     engine.eval()
     with torch.no_grad():
-        for images, labels in loader:
-            labels = labels.to(device, non_blocking=True)
-            logits = engine.predict(prepare(images.to(device, non_blocking=True)))
+        for images, labels in DevicePrefetcher(loader, device=device):
+            logits = engine.predict(prepare(images))
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             sums[0] += F.cross_entropy(logits, labels, reduction="sum")
             sums[1] += (logits.argmax(dim=1) == labels).sum()
@@ -67,7 +67,7 @@ def evaluate(
         if engine.forward_is_collective:
             most = loader.num_blocks_of(0)
             for _ in range(most - len(loader)):
-                engine.predict(prepare(_blank_image(index, device=device)))
+                engine.predict(prepare(_blank_image(data, device=device)))
     engine.train()
     if engine.ranks.world is not None:
         dist.all_reduce(sums, group=engine.ranks.world)
@@ -76,6 +76,5 @@ def evaluate(
     return Evaluation(loss=loss / count, accuracy=correct / count, samples=int(count))
 
 
-def _blank_image(index: SampleIndex, *, device: torch.device) -> torch.Tensor:
-    assert index.image_shape is not None, "prepare_run refuses images of several sizes"
-    return torch.zeros((1, *index.image_shape), dtype=torch.uint8, device=device)
+def _blank_image(data: RunData, *, device: torch.device) -> torch.Tensor:
+    return torch.zeros((1, *data.image_shape), dtype=torch.uint8, device=device)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from data_pipelines import SampleIndex, TransformPreset, transform_preset
+from data_pipelines import SampleIndex, Split, sample_order, transform_preset
 from data_pipelines.errors import UserError
 from msam_scale.ascent import ascent_rule
 from msam_scale.batch_plan import BatchPlan
@@ -17,6 +17,7 @@ from msam_scale.initialization import batch_plan, check_batch_norm
 from msam_scale.models import ModelRequest, build_model, check_model_name
 from msam_scale.optimization import check_schedule
 from msam_scale.optimization.from_config import optimizer_builder
+from msam_scale.training.data import RunData, image_shape, open_run_split
 from msam_scale.training.findings import Findings
 from msam_scale.training.run_folder import RunFolder
 
@@ -28,9 +29,7 @@ class PreparedRun:
     Attributes:
         config: checked for this number of ranks.
         plan: the layout of a mini-batch.
-        train_index: samples to train on.
-        val_index: samples to evaluate on, where the config names some.
-        transform: what is done to the images.
+        data: what it trains and evaluates on.
         model: freshly initialised, on the CPU.
         steps_per_epoch: full mini-batches of an epoch.
         num_steps: optimizer steps of the run.
@@ -39,9 +38,7 @@ class PreparedRun:
 
     config: Config
     plan: BatchPlan
-    train_index: SampleIndex
-    val_index: SampleIndex | None
-    transform: TransformPreset
+    data: RunData
     model: nn.Module
     steps_per_epoch: int
     num_steps: int
@@ -60,47 +57,41 @@ def prepare_run(
     config = load_config(source, overrides=overrides, world_size=world_size, for_training=True)
     plan = batch_plan(config, world_size=world_size)
     findings = Findings(source, overrides=overrides)
-    train_index = val_index = transform = model = folder = None
-    with findings.collected("data.transform"):
-        transform = transform_preset(config.data.transform)
+    train = model = folder = None
     with findings.collected("data.train"):
-        train_index = SampleIndex.open(str(config.data.train))
-    if config.data.val is not None:
-        with findings.collected("data.val"):
-            val_index = SampleIndex.open(config.data.val)
-            _check_same_kind(val_index, train_index)
+        train = open_run_split(str(config.data.train), config)
+    data = _open_data(config, train, findings=findings)
     with findings.collected("objective.ascent"):
         ascent_rule(config.objective.ascent)
     with findings.collected("optimizer.name"):
         optimizer_builder(config)
     with findings.collected("model.name"):
         check_model_name(config.model.source, str(config.model.name))
-        if train_index is not None:
-            model = _build(config, train_index)
+        if data is not None:
+            model = _build(config, data)
             with findings.collected("batch.norm_samples"):
                 check_batch_norm(model, config, plan)
     steps_per_epoch = num_steps = 0
-    if train_index is not None:
+    if train is not None:
         with findings.collected("batch.size"):
-            steps_per_epoch = _steps_per_epoch(config, train_index)
+            steps_per_epoch = _steps_per_epoch(config, train.index)
             num_steps = config.training.steps or steps_per_epoch * (config.training.epochs or 0)
             with findings.collected("schedule.warmup"):
                 check_schedule(config.schedule, num_steps=num_steps)
+            with findings.collected("data.order"):
+                _check_order(config, train.index)
     resumes_elsewhere = config.checkpoint.resume not in ("auto", "never")
     with findings.collected("checkpoint.resume" if resumes_elsewhere else "run.name"):
-        fingerprint = None if train_index is None else train_index.fingerprint
+        fingerprint = None if train is None else train.index.fingerprint
         folder = RunFolder.find(config, fingerprint=fingerprint)
     findings.raise_all()
-    assert train_index is not None
-    assert transform is not None
+    assert data is not None
     assert model is not None
     assert folder is not None
     return PreparedRun(
         config=config,
         plan=plan,
-        train_index=train_index,
-        val_index=val_index,
-        transform=transform,
+        data=data,
         model=model,
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
@@ -108,16 +99,31 @@ def prepare_run(
     )
 
 
-def _build(config: Config, index: SampleIndex) -> nn.Module:
-    if index.image_shape is None:
-        raise UserError(
-            f"{index.directory}: its images differ in size, and data.transform: "
-            f"{config.data.transform} does not bring them to one; a data set of one size works"
-        )
+def _open_data(config: Config, train: Split | None, *, findings: Findings) -> RunData | None:
+    transform = val = shape = None
+    with findings.collected("data.transform"):
+        transform = transform_preset(config.data.transform)
+        if train is not None:
+            shape = image_shape(train, transform)
+    if config.data.val is not None:
+        with findings.collected("data.val"):
+            val = open_run_split(config.data.val, config)
+            if train is not None:
+                _check_same_kind(val.index, train.index)
+    if train is None or transform is None or shape is None:
+        return None
+    return RunData(train=train, val=val, transform=transform, image_shape=shape)
+
+
+def _check_order(config: Config, index: SampleIndex) -> None:
+    sample_order(config.data.order, index=index, seed=config.run.seed, batch_size=config.batch.size)
+
+
+def _build(config: Config, data: RunData) -> nn.Module:
     request = ModelRequest(
         name=str(config.model.name),
-        num_classes=index.num_classes,
-        num_channels=index.image_shape[2],
+        num_classes=data.train.index.num_classes,
+        num_channels=data.image_shape[2],
         arguments=config.model.args,
     )
     return build_model(config.model.source, request, seed=config.run.seed)
@@ -133,9 +139,7 @@ def _steps_per_epoch(config: Config, index: SampleIndex) -> int:
     return steps
 
 
-def _check_same_kind(val_index: SampleIndex, train_index: SampleIndex | None) -> None:
-    if train_index is None:
-        return
+def _check_same_kind(val_index: SampleIndex, train_index: SampleIndex) -> None:
     for what in ("num_classes", "image_shape"):
         val, train = getattr(val_index, what), getattr(train_index, what)
         if val != train:

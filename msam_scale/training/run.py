@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
+import torch.distributed as dist
 
-from data_pipelines import MicroBatchLoader, normalise
-from msam_scale.batch_tree import Batch
+from data_pipelines import DevicePrefetcher, MicroBatchLoader, normalise
 from msam_scale.checkpoint import prune_checkpoints
 from msam_scale.initialization import initialize
-from msam_scale.losses import default_loss
 from msam_scale.monitoring import Monitor
 from msam_scale.monitoring.throughput import Throughput, measure_throughput, peak_memory_gib
-from msam_scale.passes import LossFunction
 from msam_scale.precision import PRECISIONS
 from msam_scale.ranks import Ranks
 from msam_scale.step_summary import StepResult
+from msam_scale.training.data import training_loader
 from msam_scale.training.evaluation import Evaluation, evaluate
+from msam_scale.training.image_loss import image_loss
 from msam_scale.training.prepare import PreparedRun
 
 
@@ -66,14 +66,21 @@ class _Run:
         self._engine = initialize(
             prepared.model,
             config=self._config,
-            loss_fn=self._loss_fn(),
+            loss_fn=image_loss(
+                prepared.data.transform,
+                dtype=self._dtype,
+                num_classes=prepared.data.train.index.num_classes,
+                label_smoothing=self._config.training.label_smoothing,
+            ),
             num_steps=prepared.num_steps,
         )
         self._saved_step: int | None = None
+        extra: dict[str, Any] = {}
         if prepared.folder.resume_from is not None:
-            self._engine.load_checkpoint(prepared.folder.resume_from)
+            extra = self._engine.load_checkpoint(prepared.folder.resume_from)
             self._saved_step = self._engine.num_steps_done
         self._first_step = self._engine.num_steps_done
+        self._loader = self._make_loader(extra.get("loader"))
         self._lock: IO[bytes] | None = None
         ranks.on_first(self._start_folder)
         self._monitor = Monitor(
@@ -92,7 +99,7 @@ class _Run:
         eval_every = config.training.eval_every or self._prepared.steps_per_epoch
         if self._first_step:
             self._monitor.say(f"resumed after step {self._first_step} of {num_steps}")
-        batches = iter(self._loader())
+        batches = iter(DevicePrefetcher(self._loader, device=engine.ranks.device))
         engine.train()
         while engine.num_steps_done < num_steps:
             learning_rate = engine.learning_rate
@@ -143,17 +150,10 @@ class _Run:
         )
 
     def _evaluate(self) -> None:
-        index = self._prepared.val_index
-        if index is None:
+        if self._prepared.data.val is None:
             return
         self._throughput.pause()
-        self._evaluation = evaluate(
-            self._engine,
-            index,
-            transform=self._prepared.transform,
-            prepare=self._prepare,
-            num_workers=self._config.data.workers,
-        )
+        self._evaluation = evaluate(self._engine, self._prepared.data, prepare=self._prepare)
         if self._engine.num_steps_done > self._first_step:  # else an earlier start has reported it
             self._report_line(
                 "val",
@@ -168,7 +168,10 @@ class _Run:
             return
         self._throughput.pause()
         folder = self._prepared.folder
-        extra = {"data_fingerprint": self._prepared.train_index.fingerprint}
+        extra = {
+            "data_fingerprint": self._prepared.data.train.index.fingerprint,
+            "loader": self._loader_state(),
+        }
         self._engine.save_checkpoint(folder.checkpoints, extra=extra)
         self._saved_step = self._engine.num_steps_done
         self._engine.ranks.on_first(
@@ -181,36 +184,36 @@ class _Run:
         epoch = step / self._prepared.steps_per_epoch
         self._monitor.report(step=step, epoch=epoch, split=split, **figures)
 
-    def _loader(self) -> MicroBatchLoader:
-        plan, rank = self._engine.plan, self._engine.ranks.rank
-        return MicroBatchLoader(
-            self._prepared.train_index,
-            order=self._config.data.order,
-            seed=self._config.run.seed,
-            batch_size=plan.batch_size,
-            positions=[plan.slice_positions(rank, turn) for turn in range(plan.sequential)],
-            transform=self._prepared.transform,
-            num_workers=self._config.data.workers,
+    def _make_loader(self, state: dict[str, Any] | None) -> MicroBatchLoader:
+        return training_loader(
+            self._prepared.data,
+            self._config,
+            plan=self._engine.plan,
+            rank=self._engine.ranks.rank,
+            num_steps=self._prepared.num_steps,
+            state=state,
             first_step=self._first_step,
-            num_steps=self._prepared.num_steps - self._first_step,
         )
 
+    def _loader_state(self) -> dict[str, Any]:
+        """The same on all ranks: the damaged samples that any of them has met are in it."""
+        ranks, bad_samples = self._engine.ranks, self._loader.bad_samples
+        if self._config.data.on_error == "substitute" and ranks.world is not None:
+            found: list[list[Any]] = [[] for _ in range(ranks.size)]
+            dist.all_gather_object(found, list(bad_samples), group=ranks.world)
+            for others in found:
+                bad_samples.merge(others)
+        return self._loader.state_dict(steps_done=self._engine.num_steps_done)
+
     def _prepare(self, images: torch.Tensor) -> torch.Tensor:
-        return normalise(images, preset=self._prepared.transform, dtype=self._dtype)
-
-    def _loss_fn(self) -> LossFunction:
-        loss = default_loss(label_smoothing=self._config.training.label_smoothing)
-
-        def on_images(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
-            images, labels = batch
-            return loss(model, (self._prepare(images), labels))
-
-        return on_images
+        return normalise(images, preset=self._prepared.data.transform, dtype=self._dtype)
 
     def _measure_throughput(self) -> Throughput:
-        shape = self._prepared.train_index.image_shape
-        assert shape is not None
-        image = torch.zeros((1, *shape), dtype=torch.uint8, device=self._engine.ranks.device)
+        image = torch.zeros(
+            (1, *self._prepared.data.image_shape),
+            dtype=torch.uint8,
+            device=self._engine.ranks.device,
+        )
         return measure_throughput(
             self._engine,
             self._prepare(image),

@@ -17,8 +17,6 @@ GOOD: dict[str, Any] = {"batch.size": 64, "objective.micro_batches": 8}
 NOT_AVAILABLE: dict[str, Any] = {
     "model.source": "transformers",
     "model.pretrained": True,
-    "data.order": "lanes",
-    "data.cache_dir": "/cache",
     "objective.phases": [{"until": 0.5, "algorithm": "vanilla"}],
     "training.ema": 0.99,
     "checkpoint.async": True,

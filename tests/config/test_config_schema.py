@@ -16,13 +16,14 @@ from msam_scale.config.keys import all_keys
 SECTIONS = {
     "run": "name dir seed",
     "model": "source name pretrained args",
-    "data": "train val transform workers order cache_dir cache_limit",
+    "data": "train val transform workers order cache_dir cache_limit allow_commands resident "
+    "memory_limit on_error max_bad_samples",
     "objective": "algorithm micro_batches rho ascent phases max_skipped_steps",
     "batch": "size chunk norm_samples",
     "optimizer": "name lr momentum weight_decay clip_norm args",
     "schedule": "name warmup args",
-    "training": "epochs steps label_smoothing eval_every compile activation_checkpointing "
-    "loss_scale ema",
+    "training": "epochs steps label_smoothing mixup cutmix eval_every compile "
+    "activation_checkpointing loss_scale ema",
     "sharding": "strategy shard_group blocks deepspeed offload",
     "checkpoint": "every keep async resume",
     "monitor": "every tensorboard deepspeed_tensorboard jsonl progress",

@@ -80,15 +80,21 @@ class DataSection(Section):
     """Folder on a local disk that keeps copies of remote shards. `null`, the default: shards are
     read where they are."""
 
-    cache_limit: Count | None = None
-    """Most bytes that `data.cache_dir` may hold. `null`, the default: no limit."""
+    cache_limit: Annotated[int, Field(ge=0)] | None = None
+    """Most bytes that the shards in `data.cache_dir` may take; 0 keeps the indexes of remote data
+    only. `null`, the default: no limit."""
+
+    allow_commands: bool = False
+    """Allow `pipe:COMMAND` as the location of data, which runs a command of the shell. Off by
+    default, so that a config from elsewhere runs nothing."""
 
     resident: bool = False
-    """Read the training samples once and keep them in each rank's memory, in place of
-    `data.workers`. For data sets of small images, which are loaded several times faster so."""
+    """Read the training samples once and keep them in each rank's memory: for data sets of small
+    images, which are loaded several times faster so. Off by default."""
 
-    prefetch_bytes: Count = 2**30
-    """Most bytes of batches that each rank has loaded ahead or in use. 1 GiB by default."""
+    memory_limit: Count = 2**30
+    """Most bytes of memory that each rank's loader takes, for batches that are loaded ahead or in
+    use and for `data.resident` samples. 1 GiB by default."""
 
     on_error: Literal["raise", "substitute"] = "raise"
     """What a damaged training sample does. `raise`, the default, stops the run and names shard and

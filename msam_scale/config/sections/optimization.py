@@ -112,6 +112,15 @@ class TrainingSection(Section):
     """Share of each label's probability that the default cross-entropy loss spreads evenly over all
     classes. 0 by default: plain labels."""
 
+    mixup: Annotated[float, Field(gt=0, lt=1e6)] | None = None
+    """Mix the images and labels of each micro-batch with weights distributed as Beta(α, α), for
+    this α (mixup). `null`, the default, mixes nothing."""
+
+    cutmix: Annotated[float, Field(gt=0, lt=1e6)] | None = None
+    """Replace a box of each image by that of another one of its micro-batch, and mix the labels by
+    area; the box's share is distributed as Beta(α, α) for this α (cutmix). Together with
+    `training.mixup` each micro-batch gets one of the two. `null`, the default: neither."""
+
     eval_every: Count | None = None
     """Optimizer steps between two evaluations on `data.val`. `null`, the default: once an epoch."""
 

@@ -1,0 +1,138 @@
+"""The data of a run: the splits that its config names, and the loaders over them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from data_pipelines import (
+    BadDataPolicy,
+    MicroBatchLoader,
+    SampleMixing,
+    SourceOptions,
+    Split,
+    TransformPreset,
+    open_split,
+)
+from data_pipelines.errors import UserError
+from msam_scale.batch_plan import BatchPlan
+from msam_scale.config import Config
+
+# What compressed images are decoded to.
+_NUM_COLOURS = 3
+
+
+@dataclass(frozen=True)
+class RunData:
+    """What a run trains and evaluates on.
+
+    Attributes:
+        train: samples to train on.
+        val: samples to evaluate on, where the config names some.
+        transform: what is done to the images.
+        image_shape: (height, width, channels) after it.
+    """
+
+    train: Split
+    val: Split | None
+    transform: TransformPreset
+    image_shape: tuple[int, int, int]
+
+
+def open_run_split(location: str, config: Config) -> Split:
+    """Opens a split as the `data` section says.
+
+    Raises:
+        UserError: it is not there, damaged, cannot be reached, or a setting has no effect on it.
+    """
+    section = config.data
+    options = SourceOptions(allows_commands=section.allow_commands)
+    if section.cache_dir is not None:
+        options = replace(
+            options,
+            cache_dir=Path(section.cache_dir).expanduser(),
+            cache_limit=sys.maxsize if section.cache_limit is None else section.cache_limit,
+        )
+    return open_split(location, options=options)
+
+
+def image_shape(split: Split, transform: TransformPreset) -> tuple[int, int, int]:
+    """(height, width, channels) of a split's images after a transform.
+
+    Raises:
+        UserError: they would differ, or the split holds text.
+    """
+    index = split.index
+    if index.meta.tokens is not None:
+        raise UserError(
+            f"{index.directory} holds text, and language models are not trained yet; a data set of "
+            "images works"
+        )
+    if transform.size is not None:
+        channels = _NUM_COLOURS if index.image_shape is None else index.image_shape[2]
+        return (*transform.size, channels)
+    if index.image_shape is None:
+        raise UserError(
+            f"{index.directory}: its images differ in size, and data.transform: {transform.name} "
+            "does not bring them to one; inception_vit, inception_tv or inception_sam works"
+        )
+    return index.image_shape
+
+
+def training_loader(
+    data: RunData,
+    config: Config,
+    *,
+    plan: BatchPlan,
+    rank: int,
+    num_steps: int,
+    state: Mapping[str, Any] | None,
+    first_step: int,
+) -> MicroBatchLoader:
+    """The mini-batches of a run, as far as a rank loads them.
+
+    Args:
+        data: the run's.
+        config: the run's.
+        plan: which samples of a mini-batch a rank works on.
+        rank: this one.
+        num_steps: steps of the whole run.
+        state: the loader's in the checkpoint that the run goes on from, if there is one.
+        first_step: steps done already.
+
+    Raises:
+        UserError: a setting is out of range, or the state is of another order of samples.
+    """
+    section, training = config.data, config.training
+    mixes = training.mixup is not None or training.cutmix is not None
+    policy = BadDataPolicy()
+    if section.on_error == "substitute":
+        policy = BadDataPolicy(
+            "substitute",
+            seed=config.run.seed,
+            max_samples=section.max_bad_samples,
+            max_fraction=1.0,
+        )
+    loader = MicroBatchLoader(
+        data.train.index,
+        order=section.order,
+        seed=config.run.seed,
+        batch_size=plan.batch_size,
+        micro_batches=plan.micro_batches,
+        positions=[plan.slice_positions(rank, turn) for turn in range(plan.sequential)],
+        transform=data.transform,
+        num_workers=section.workers,
+        first_step=first_step,
+        num_steps=num_steps - first_step,
+        max_host_bytes=section.memory_limit,
+        resident=section.resident,
+        mixing=SampleMixing(training.mixup, training.cutmix) if mixes else None,
+        on_error=policy,
+        source=data.train.source,
+    )
+    if state is not None:
+        loader.load_state_dict(state)
+    return loader
