@@ -15,7 +15,7 @@ slower (`tests/benchmarks/decoders.py`).
 """
 
 import numpy as np
-import simplejpeg  # type: ignore[import-untyped]
+import simplejpeg
 from numpy.typing import NDArray
 
 from data_pipelines.decoding.image_limits import check_pixels

@@ -184,7 +184,7 @@ def _read_kit(path: Path) -> _DevelopmentKit:
 
 def _read_classes(content: bytes) -> dict[int, _Class]:
     """Reads the classes, which are the synsets without children, from MATLAB's format."""
-    from scipy.io import loadmat  # type: ignore[import-untyped]
+    from scipy.io import loadmat
 
     synsets = loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
     return {

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 
 from data_pipelines.errors import UserError
 from data_pipelines.sources.interface import ByteRange, StoredFile

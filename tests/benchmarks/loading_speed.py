@@ -28,7 +28,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import cv2
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from _loading_data import StoredImages, photograph_files, small_files, store
 from _loading_resume import ORDERS, first_batch_delay, large_split

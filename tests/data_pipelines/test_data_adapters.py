@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from data_pipelines import MicroBatchLoader, SampleIndex, UserError, transform_preset
 from data_pipelines.adapters import IndexedDataset, MiniBatchSampler, ScheduledShards
+from data_pipelines.sources import LocalFolder
 
 POSITIONS = [range(4), range(4, 8)]
 
@@ -124,3 +125,36 @@ def test_text_and_bad_settings_are_named(photos: SampleIndex, tmp_path: Path) ->
             adapter(photos, **plan("global", first_step=-1))
         with pytest.raises(UserError, match=r"batch_size: 46 does not fit the 45 samples"):
             adapter(photos, **plan("global", batch_size=46))
+
+
+@pytest.mark.parametrize("adapter", [MiniBatchSampler, ScheduledShards])
+def test_they_go_on_where_a_loader_stopped(photos: SampleIndex, adapter: Any) -> None:
+    def content(one: Any) -> list[Any]:
+        return [item["__key__"] if isinstance(item, dict) else item for item in one]
+
+    whole = adapter(photos, **plan("lanes:lanes=2,shards=1"))
+    items_per_step = len(content(whole)) // 12
+    loader = MicroBatchLoader(
+        photos, transform=transform_preset("none"), num_workers=0, **plan("lanes:lanes=2,shards=1")
+    )
+    states = whole.state_dict(steps_done=7), loader.state_dict(steps_done=7)
+    assert states[0] == states[1]
+    for state in states:
+        part = adapter(photos, **plan("lanes:lanes=2,shards=1"))
+        part.load_state_dict(state)
+        assert content(part) == content(whole)[7 * items_per_step :]
+    other = adapter(photos, **plan("global"))
+    with pytest.raises(UserError, match="order lanes:lanes=2,shards=1 before and global now"):
+        other.load_state_dict(states[0])
+
+
+def test_remote_shards_are_named_as_their_source_names_them(photos: SampleIndex) -> None:
+    class Renamed(LocalFolder):
+        def where(self, name: str) -> str:
+            return f"far/{name}"
+
+    source = Renamed(photos.directory)
+    first = next(iter(ScheduledShards(photos, source=source, **plan("global"))))
+    assert first["__url__"].startswith("far/part-")
+    dataset = IndexedDataset(photos, seed=3, source=source)
+    assert dataset[(0, 5)][1] == IndexedDataset(photos, seed=3)[(0, 5)][1]
