@@ -7,6 +7,7 @@ weight that is gathered before it was perturbed. Two mSAM steps, compared with p
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,6 +19,7 @@ from torch import nn
 from msam_scale.assembly import assemble
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config
+from msam_scale.config.deepspeed.zero_keys import STAGE_OF
 from msam_scale.config.plan_checks import shard_group_size
 from msam_scale.losses import default_loss
 from msam_scale.ranks import Ranks
@@ -94,6 +96,8 @@ def _check(sharding: str, precision: str, ranks: Ranks) -> None:
         }
     )
     error = _error_of_update(config, shard_group=shard_group, ranks=ranks)
+    if STAGE_OF.get(settings.strategy):
+        gc.collect()  # DeepSpeed's buffers, before the real model needs the memory
     if not error < _BOUNDS[precision]:
         raise RuntimeError(
             f"sharding.strategy: {settings.strategy} in {precision} does not compute mSAM with "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
@@ -332,3 +333,14 @@ def test_secondary_shards_fit_into_shard_groups(on_ranks: OnRanks) -> None:
     assert difference(state, expected=_replicated("sgd"), start=start) < 1e-5
     with pytest.raises(RankFailedError, match=r"partition_size: 4 does not divide the 2.*: 1, 2"):
         on_ranks(4, engine_for, Run(config(4), model=MODEL))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_engine_that_nobody_holds_lets_go_of_its_buckets(precision: str) -> None:
+    engine = engine_for(Run(_config("zero3", precision=precision), model=MODEL))
+    _train_step(engine, 0)
+    buckets = engine._sharding._engine.optimizer.ipg_buckets  # type: ignore[attr-defined]
+    assert any(bucket.buffer is not None for bucket in buckets.values())
+    del engine
+    gc.collect()
+    assert not buckets

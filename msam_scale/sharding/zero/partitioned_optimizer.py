@@ -33,6 +33,7 @@ class OptimizerPartitioning(ReplicatedSharding):
         super().__init__(request, bucket_bytes=bucket_bytes)
         self._descent_group = None  # DeepSpeed sums the descent
         self._reduced: list[torch.Tensor] = []
+        private_api.destroy_with(self, self._engine)
         private_api.hold_back_reduction(self._engine)
         self._state = GroupState(self._engine, self.model, device=request.ranks.device)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,6 +78,7 @@ class ParameterPartitioning:
         if not parameters:
             raise UserError("the model has no trainable parameter: every requires_grad is False")
         self._engine = start_engine(request, parameters=parameters, settings=settings)
+        private_api.destroy_with(self, self._engine)
         if self._is_float16:
             private_api.skip_at_the_lowest_scale(self._engine)
         self.optimizer = private_api.base_optimizer(self._engine)
@@ -97,7 +99,9 @@ class ParameterPartitioning:
         self._state.set_masters(full_precision)
         self._refresh_computing()
         if self._compute is not torch.float32:
-            self.model.register_forward_pre_hook(self._narrow_inputs, with_kwargs=True)
+            self.model.register_forward_pre_hook(
+                partial(_narrow_inputs, dtype=self._compute), with_kwargs=True
+            )
 
     def _partition(
         self, request: ShardingRequest, settings: dict[str, Any]
@@ -129,14 +133,6 @@ class ParameterPartitioning:
                 full_precision[parameter] = padded
             done.append(module)
         return full_precision
-
-    def _narrow_inputs(self, _module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        def narrow(value: Any) -> Any:
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                return value.to(self._compute)
-            return value
-
-        return tuple(map(narrow, args)), {name: narrow(value) for name, value in kwargs.items()}
 
     def weights(self) -> Sequence[torch.Tensor]:
         """DeepSpeed's float32 master shards."""
@@ -285,3 +281,14 @@ class ParameterPartitioning:
     def _unscale(self, gradient: torch.Tensor) -> None:
         if self._is_float16:
             gradient.div_(private_api.loss_scale(self._engine))
+
+
+def _narrow_inputs(
+    _module: nn.Module, args: Any, kwargs: Any, *, dtype: torch.dtype
+) -> tuple[Any, Any]:
+    def narrow(value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value.to(dtype)
+        return value
+
+    return tuple(map(narrow, args)), {name: narrow(value) for name, value in kwargs.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -256,6 +257,16 @@ def skip_at_the_lowest_scale(engine: Any) -> None:
 
 
 # All stages.
+
+
+def destroy_with(owner: object, engine: Any) -> None:
+    """Has DeepSpeed's engine let go of its memory when nobody holds `owner` any more.
+
+    Its hooks on autograd's nodes refer to the engine where Python's garbage collector cannot see
+    it, so that an engine nobody uses would keep its gradient buckets, 2 GB by default, for ever.
+    The owner must be out of reach from the model.
+    """
+    weakref.finalize(owner, engine.destroy).atexit = False
 
 
 @contextmanager
