@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config
 from msam_scale.engine import Engine
 from msam_scale.layers import PassContext, install_layers
@@ -15,6 +14,7 @@ from msam_scale.materialization import check_can_materialize
 from msam_scale.optimization import bind_schedule, check_schedule
 from msam_scale.optimization.from_config import OptimizerBuilder
 from msam_scale.passes import LossFunction
+from msam_scale.phases import Phases, norm_samples
 from msam_scale.precision import Precision, check_parameters
 from msam_scale.ranks import Ranks
 from msam_scale.sharding import STRATEGIES, ShardingRequest
@@ -24,7 +24,7 @@ def assemble(
     model: nn.Module,
     *,
     config: Config,
-    plan: BatchPlan,
+    phases: Phases,
     ranks: Ranks,
     loss_fn: LossFunction,
     build_optimizer: OptimizerBuilder,
@@ -40,7 +40,7 @@ def assemble(
     check_schedule(config.schedule, num_steps=num_steps)
     context = PassContext(
         config.run.seed,
-        norm_samples=config.batch.norm_samples or plan.micro_batch_size,
+        norm_samples=norm_samples(config),
         device=ranks.device,
     )
     statistics = install_layers(model, context)
@@ -58,7 +58,7 @@ def assemble(
             model=model,
             blocks=blocks,
             ranks=ranks,
-            plan=plan,
+            plan=phases.plan(0),
             precision=precision,
             config=config,
             build_optimizer=build_optimizer,
@@ -67,7 +67,7 @@ def assemble(
     return Engine(
         model,
         config=config,
-        plan=plan,
+        phases=phases,
         ranks=ranks,
         precision=precision,
         sharding=sharding,

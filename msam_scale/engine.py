@@ -23,6 +23,7 @@ from msam_scale.micro_batch import MicroBatch
 from msam_scale.monitoring.deepspeed_events import DeepSpeedEvents
 from msam_scale.optimization import GroupSettings, SkippedSteps
 from msam_scale.passes import LossFunction, Passes
+from msam_scale.phases import Phases
 from msam_scale.precision import Precision
 from msam_scale.ranks import Ranks
 from msam_scale.sharding import Sharding
@@ -35,7 +36,6 @@ class Engine:
 
     Attributes:
         module: the model, trained in place.
-        plan: which samples of a mini-batch each rank works on.
         config: what was asked for.
         ranks: this process's place among all.
         num_steps_done: optimizer steps done, skipped ones included.
@@ -48,7 +48,7 @@ class Engine:
         model: nn.Module,
         *,
         config: Config,
-        plan: BatchPlan,
+        phases: Phases,
         ranks: Ranks,
         precision: Precision,
         sharding: Sharding,
@@ -59,7 +59,6 @@ class Engine:
         schedule: GroupSettings,
     ) -> None:
         self.module = model
-        self.plan = plan
         self.config = config
         self.ranks = ranks
         self.num_steps_done = 0
@@ -68,15 +67,12 @@ class Engine:
         self._sharding = sharding
         self._schedule = schedule
         self._learning_rates = [group["lr"] for group in self.optimizer.param_groups]
-        self._objective = Objective(
-            ascent=None
-            if config.objective.algorithm == "vanilla"
-            else ascent_rule(config.objective.ascent),
-            rho=config.objective.rho,
-        )
+        self._phases = phases
+        self._followed = phases.plan(0)  # by the sharding
+        self._ascent = ascent_rule(config.objective.ascent)
         self._context = context
         self._generators = Generators(config.run.seed, device=ranks.device)
-        self._summary = StepSummary(plan, statistics, world=ranks.world, device=ranks.device)
+        self._summary = StepSummary(statistics, world=ranks.world, device=ranks.device)
         self._passes = Passes(
             loss_fn,
             sharding=sharding,
@@ -94,7 +90,7 @@ class Engine:
         if config.monitor.deepspeed_tensorboard is not None and ranks.is_first:
             self._events = DeepSpeedEvents(
                 config.monitor.deepspeed_tensorboard,
-                batch_size=plan.batch_size,
+                batch_size=config.batch.size,
                 every=config.monitor.every,
             )
 
@@ -102,6 +98,23 @@ class Engine:
     def optimizer(self) -> torch.optim.Optimizer:
         """The optimizer of this rank's shards."""
         return self._sharding.optimizer
+
+    @property
+    def algorithm(self) -> str:
+        """What the next step follows: `vanilla`, `sam` or `msam`."""
+        return self._phases.algorithm(self.num_steps_done)
+
+    @property
+    def plan(self) -> BatchPlan:
+        """Which samples of the next step's mini-batch each rank works on.
+
+        It changes where a phase of `objective.phases` ends.
+        """
+        return self._phases.plan(self.num_steps_done)
+
+    def stretches(self, num_steps: int) -> list[range]:
+        """The steps from the next one to `num_steps`, cut where `plan` may change."""
+        return self._phases.stretches(self.num_steps_done, num_steps)
 
     @property
     def learning_rate(self) -> float:
@@ -129,14 +142,20 @@ class Engine:
             UserError: the batch has another number of samples or micro-batches.
             NonFiniteError: `objective.max_skipped_steps` steps in a row were skipped.
         """
-        step = self.num_steps_done
+        step, plan = self.num_steps_done, self.plan
+        if plan != self._followed:
+            self._sharding.follow_plan(plan)
+            self._followed = plan
         self._follow_schedule(step)
         self._context.begin_step(step)
         self._generators.begin_step(step)
         result = run_step(
             self._micro_batches(batch),
-            objective=self._objective,
-            plan=self.plan,
+            objective=Objective(
+                ascent=None if self.algorithm == "vanilla" else self._ascent,
+                rho=self.config.objective.rho,
+            ),
+            plan=plan,
             sharding=self._sharding,
             passes=self._passes,
             summary=self._summary,
@@ -228,22 +247,24 @@ class Engine:
         return self._sharding.forward_is_collective
 
     def _micro_batches(self, batch: Batch | Iterator[Batch]) -> Iterator[MicroBatch]:
-        chunk_size = self.config.batch.chunk or self.plan.slice_size
+        plan = self.plan
+        chunk_size = self.config.batch.chunk or plan.slice_size
         for turn, part in enumerate(self._parts(batch)):
-            if chunk_size >= self.plan.slice_size:
+            if chunk_size >= plan.slice_size:
                 # Fits on the device as it is, so both passes share one copy.
                 part = self._passes.on_device(part)
             yield MicroBatch(
                 batch=part,
-                positions=self.plan.slice_positions(self.ranks.rank, turn),
-                is_last=turn == self.plan.sequential - 1,
+                positions=plan.slice_positions(self.ranks.rank, turn),
+                is_last=turn == plan.sequential - 1,
                 chunk_size=chunk_size,
             )
 
     def _parts(self, batch: Batch | Iterator[Batch]) -> Iterator[Batch]:
-        turns, size = self.plan.sequential, self.plan.slice_size
+        plan = self.plan
+        turns, size = plan.sequential, plan.slice_size
         if not isinstance(batch, Iterator):
-            self._check_size(batch, self.plan.samples_per_rank, "train_step's batch")
+            self._check_size(batch, plan.samples_per_rank, "train_step's batch")
             yield from (narrow(batch, turn * size, size) for turn in range(turns))
             return
         for turn in range(turns):

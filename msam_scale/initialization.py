@@ -13,7 +13,6 @@ from msam_scale import ranks as ranks_module
 from msam_scale.assembly import assemble
 from msam_scale.batch_plan import BatchPlan, divisors
 from msam_scale.config import Config, load_config
-from msam_scale.config.plan_checks import shard_group_size
 from msam_scale.engine import Engine
 from msam_scale.layers import stateless_random
 from msam_scale.layers.install import has_batch_norm
@@ -25,6 +24,7 @@ from msam_scale.optimization.from_config import (
     say_what_is_unused,
 )
 from msam_scale.passes import LossFunction
+from msam_scale.phases import Phases, batch_plans, norm_samples
 from msam_scale.self_test import check_sharding
 
 
@@ -52,7 +52,8 @@ def initialize(
         optimizer: an optimizer class, which takes the config's `optimizer` section, or an
             optimizer or a function of the parameters, which go before that section; by default
             `optimizer.name` of torch.optim.
-        num_steps: optimizer steps of the whole run, for schedules; default `training.steps`.
+        num_steps: optimizer steps of the whole run, for schedules and phases; default
+            `training.steps`.
 
     Raises:
         UserError: the config or the model cannot be trained as asked; says what would work.
@@ -63,8 +64,12 @@ def initialize(
         raise UserError(f"loss_fn: {loss_fn!r} is not a function of (model, batch)")
     ranks = ranks_module.join()
     settings = load_config(config, world_size=ranks.size)
-    plan = batch_plan(settings, world_size=ranks.size)
-    check_batch_norm(model, settings, plan)
+    phases = Phases(
+        settings,
+        world_size=ranks.size,
+        num_steps=settings.training.steps if num_steps is None else num_steps,
+    )
+    check_batch_norm(model, settings, world_size=ranks.size)
     if ranks.is_first:
         say_what_is_unused(settings, optimizer)
     check_ranks_agree(model, settings, ranks=ranks)
@@ -72,29 +77,15 @@ def initialize(
     return assemble(
         model,
         config=settings,
-        plan=plan,
+        phases=phases,
         ranks=ranks,
         loss_fn=loss_fn or default_loss(label_smoothing=settings.training.label_smoothing),
         build_optimizer=optimizer_builder(settings, optimizer),
-        num_steps=settings.training.steps if num_steps is None else num_steps,
+        num_steps=phases.num_steps,
     )
 
 
-def batch_plan(config: Config, *, world_size: int) -> BatchPlan:
-    """The layout of the config's mini-batch on so many ranks."""
-    return BatchPlan(
-        batch_size=config.batch.size,
-        micro_batches=config.objective.micro_batches or 1,
-        world_size=world_size,
-        shard_group_size=shard_group_size(
-            config.sharding.strategy,
-            shard_group=config.sharding.shard_group,
-            world_size=world_size,
-        ),
-    )
-
-
-def check_batch_norm(model: nn.Module, config: Config, plan: BatchPlan) -> None:
+def check_batch_norm(model: nn.Module, config: Config, *, world_size: int) -> None:
     """Refuses chunks and slices that do not hold whole ghost batches.
 
     Raises:
@@ -107,7 +98,11 @@ def check_batch_norm(model: nn.Module, config: Config, plan: BatchPlan) -> None:
                 "without batch normalization; remove it"
             )
         return
-    samples = config.batch.norm_samples or plan.micro_batch_size
+    for plan in batch_plans(config, world_size=world_size).values():
+        _check_ghost_batches(config, plan, samples=norm_samples(config))
+
+
+def _check_ghost_batches(config: Config, plan: BatchPlan, *, samples: int) -> None:
     if plan.slice_size % samples:
         fitting = divisors(plan.slice_size)
         raise UserError(

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from msam_scale.assembly import assemble
-from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config
 from msam_scale.config.deepspeed.zero_keys import STAGE_OF
 from msam_scale.config.plan_checks import shard_group_size
 from msam_scale.losses import default_loss
+from msam_scale.phases import Phases
 from msam_scale.ranks import Ranks
 
 _WIDTH, _NUM_CLASSES, _NUM_STEPS, _MOST_SKIPPED = 8, 3, 2, 8
@@ -95,7 +95,7 @@ def _check(sharding: str, precision: str, ranks: Ranks) -> None:
             "precision": precision,
         }
     )
-    error = _error_of_update(config, shard_group=shard_group, ranks=ranks)
+    error = _error_of_update(config, ranks=ranks)
     if STAGE_OF.get(settings.strategy):
         gc.collect()  # DeepSpeed's buffers, before the real model needs the memory
     if not error < _BOUNDS[precision]:
@@ -107,10 +107,9 @@ def _check(sharding: str, precision: str, ranks: Ranks) -> None:
         )
 
 
-def _error_of_update(config: Config, *, shard_group: int, ranks: Ranks) -> float:
-    plan = BatchPlan(
-        config.batch.size, config.objective.micro_batches or 1, ranks.size, shard_group
-    )
+def _error_of_update(config: Config, *, ranks: Ranks) -> float:
+    phases = Phases(config, world_size=ranks.size, num_steps=None)
+    plan = phases.plan(0)
     generator = torch.Generator().manual_seed(0)
     model = _filled(_Tiny(), generator)
     expected = copy.deepcopy(model).double()
@@ -118,7 +117,7 @@ def _error_of_update(config: Config, *, shard_group: int, ranks: Ranks) -> float
     engine = assemble(
         model,
         config=config,
-        plan=plan,
+        phases=phases,
         ranks=ranks,
         loss_fn=default_loss(label_smoothing=0.0),
         build_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=_LEARNING_RATE),

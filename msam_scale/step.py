@@ -34,7 +34,7 @@ def run_step(
 ) -> StepResult:
     """Adds up the (perturbed) gradients of this rank's micro-batches, reduces and applies them."""
     sharding.begin_step()
-    summary.begin_step()
+    summary.begin_step(plan)
     for micro_batch in micro_batches:
         if objective.ascent is None:
             with sharding.descent_pass(last=micro_batch.is_last):

@@ -21,13 +21,11 @@ class StepSummary:
 
     def __init__(
         self,
-        plan: BatchPlan,
         statistics: RunningStatistics,
         *,
         world: dist.ProcessGroup | None,
         device: torch.device,
     ) -> None:
-        self._plan = plan
         self._statistics = statistics
         self._world = world
         self._values = torch.zeros(
@@ -35,8 +33,9 @@ class StepSummary:
         )
         statistics.bind(self._values[_NUM_SCALARS:])
 
-    def begin_step(self) -> None:
-        """Clears the sums."""
+    def begin_step(self, plan: BatchPlan) -> None:
+        """Clears the sums; `plan` says how often a figure will be counted."""
+        self._plan = plan
         self._values.zero_()
         self._has_fidelity = False
 

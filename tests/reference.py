@@ -45,6 +45,7 @@ def reference_run(
     clip_norm: float | None = None,
     norm_samples: int | None = None,
     seed: int = 0,
+    normalizes: bool = True,
 ) -> Reference:
     """Trains in the model's own type, one micro-batch at a time.
 
@@ -58,6 +59,7 @@ def reference_run(
         clip_norm: largest norm of the averaged gradient.
         norm_samples: samples that batch norms normalise together; None: a micro-batch.
         seed: of the dropout masks.
+        normalizes: whether the perturbation has the length ρ, or is ρ times the gradient.
     """
     place = Place(seed=seed, norm_samples=norm_samples)
     replace_layers(model, place)
@@ -92,7 +94,8 @@ def reference_run(
                 before = [parameter.detach().clone() for parameter in parameters]
                 with torch.no_grad():
                     for parameter, gradient in zip(parameters, gradients, strict=True):
-                        parameter.add_(gradient, alpha=rho / norm if norm else 0.0)
+                        length = norm if normalizes else 1.0
+                        parameter.add_(gradient, alpha=rho / length if length else 0.0)
                 _, gradients = loss_and_gradients(batch, part, records=False)
                 with torch.no_grad():
                     for parameter, old in zip(parameters, before, strict=True):

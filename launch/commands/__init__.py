@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from launch.commands import config, data, report, train
+from launch.commands import config, data, report, sharpness, train
 
 
 class Command(Protocol):
@@ -24,4 +24,4 @@ class Command(Protocol):
         """Carries the command out and returns the exit code."""
 
 
-COMMANDS: tuple[Command, ...] = (train, data, report, config)
+COMMANDS: tuple[Command, ...] = (train, data, report, sharpness, config)

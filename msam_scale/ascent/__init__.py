@@ -10,6 +10,7 @@ import torch
 from data_pipelines.errors import UserError
 from data_pipelines.registry import lookup
 from msam_scale.ascent.sam import sam
+from msam_scale.ascent.unnormalized import unnormalized
 from msam_scale.sharding.flat_buffer import FlatBuffer
 
 
@@ -34,6 +35,7 @@ class AscentRule(Protocol):
 
 ASCENT_RULES: dict[str, AscentRule] = {
     "sam": sam,
+    "unnormalized": unnormalized,
 }
 
 

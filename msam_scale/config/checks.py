@@ -17,9 +17,11 @@ from msam_scale.config.deepspeed.schedules import (
 from msam_scale.config.describe import listed, shown
 from msam_scale.config.keys import default_of
 from msam_scale.config.not_yet import NOT_YET_CHECKS
+from msam_scale.config.objective_checks import OBJECTIVE_CHECKS
 from msam_scale.config.plan_checks import SHARDED_PARAMETERS, plan_checks
 from msam_scale.config.problems import ConfigError, Problem
 from msam_scale.config.schema import Config
+from msam_scale.config.weight_checks import WEIGHT_CHECKS
 from msam_scale.config.without_effect import WITHOUT_EFFECT
 
 _ALWAYS: list[Check] = []
@@ -41,7 +43,7 @@ def find_problems(
         for_training: whether the settings that only training needs have to be there.
         unsettled: settings that are not known; checks that read one of them are left out.
     """
-    checks = [*_ALWAYS, *WITHOUT_EFFECT, *NOT_YET_CHECKS]
+    checks = [*_ALWAYS, *OBJECTIVE_CHECKS, *WEIGHT_CHECKS, *WITHOUT_EFFECT, *NOT_YET_CHECKS]
     checks += plan_checks(world_size=world_size)
     checks.append(agreement_check(world_size=world_size))
     if for_training:
@@ -73,26 +75,6 @@ def check_for_training(config: Config) -> None:
     problems = list(run_checks(_FOR_TRAINING, config=config))
     if problems:
         raise ConfigError(problems)
-
-
-@check(_ALWAYS, algorithm="objective.algorithm", micro_batches="objective.micro_batches")
-def _micro_batches_fit_the_algorithm(
-    *, algorithm: str, micro_batches: int | None
-) -> Iterator[Problem]:
-    key = "objective.micro_batches"
-    if algorithm == "msam" and micro_batches is None:
-        yield Problem(
-            key,
-            "is missing, and objective.algorithm: msam needs it: the paper's m, the number of "
-            "parts of the mini-batch that are perturbed on their own; "
-            "a whole number that divides batch.size works (1 is SAM)",
-        )
-    if algorithm == "sam" and micro_batches not in (None, 1):
-        yield Problem(
-            key,
-            f"{micro_batches} contradicts objective.algorithm: sam, which is msam with one "
-            "micro-batch; leave it out, or set objective.algorithm: msam",
-        )
 
 
 @check(_ALWAYS, chunk="batch.chunk", norm_samples="batch.norm_samples")

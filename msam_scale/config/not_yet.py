@@ -46,8 +46,6 @@ class NotYet:
 
 NOT_YET = (
     NotYet("model.source", ("timm", "msam_scale"), "language models are not trained yet"),
-    NotYet("model.pretrained", (False,), "no weights are loaded yet"),
-    NotYet("objective.phases", ([],), "a run keeps one algorithm"),
     NotYet("training.ema", (None,), "weights are not averaged yet"),
     NotYet("checkpoint.async", (False,), "checkpoints are written while training waits"),
 )

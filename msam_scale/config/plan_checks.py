@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from data_pipelines.errors import UserError
 from msam_scale.batch_plan import BatchPlan, divisors
@@ -75,6 +76,27 @@ def plan_checks(*, world_size: int | None) -> list[Check]:
 
     @check(
         checks,
+        phases="objective.phases",
+        batch_size="batch.size",
+        strategy="sharding.strategy",
+        shard_group="sharding.shard_group",
+    )
+    def batch_can_be_cut_for_a_phase_of_sam(
+        *,
+        phases: list[Mapping[str, Any]],
+        batch_size: int,
+        strategy: str,
+        shard_group: int | None,
+    ) -> Iterator[Problem]:
+        if not any(phase["algorithm"] == "sam" for phase in phases):
+            return
+        try:
+            planned(batch_size, 1, strategy, shard_group)
+        except UserError as error:
+            yield Problem("objective.phases", f"the phase of sam: {error}", related=("batch.size",))
+
+    @check(
+        checks,
         algorithm="objective.algorithm",
         micro_batches="objective.micro_batches",
         batch_size="batch.size",
@@ -113,7 +135,9 @@ def plan_checks(*, world_size: int | None) -> list[Check]:
 
 
 def micro_batch_count(*, algorithm: str, micro_batches: int | None) -> int | None:
-    """The m that an objective means; `None` when it is missing."""
+    """The m that an algorithm means; `None` when it is missing."""
+    if algorithm == "sam":
+        return 1
     return micro_batches if algorithm == "msam" else micro_batches or 1
 
 

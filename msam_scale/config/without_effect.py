@@ -34,8 +34,6 @@ class _WithoutEffect:
 WITHOUT_EFFECT = [
     rule.as_check()
     for rule in (
-        _WithoutEffect("objective.rho", beside="objective.algorithm", value="vanilla"),
-        _WithoutEffect("objective.ascent", beside="objective.algorithm", value="vanilla"),
         _WithoutEffect("training.eval_every", beside="data.val", value=None),
         _WithoutEffect("data.cache_limit", beside="data.cache_dir", value=None),
         _WithoutEffect("data.max_bad_samples", beside="data.on_error", value="raise"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 
@@ -16,9 +17,25 @@ class ModelRequest:
         num_classes: outputs of the head.
         num_channels: channels of the input images.
         arguments: further keyword arguments of the model; they win over the fields above.
+        pretrained: start from the weights that the source has for this name.
+        weights: a safetensors file to start from; not beside `pretrained`.
     """
 
     name: str
     num_classes: int
     num_channels: int
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    weights: Path | None = None
+
+    def keywords(self, *, channels: str) -> dict[str, Any]:
+        """The keyword arguments of the model.
+
+        Args:
+            channels: what the source calls the argument for `num_channels`.
+        """
+        return {
+            "num_classes": self.num_classes,
+            channels: self.num_channels,
+            **self.arguments,
+        }

@@ -1,33 +1,130 @@
-"""Models of timm (PyTorch Image Models) by name."""
+"""Models of timm (PyTorch Image Models) by name, freshly initialised or pretrained."""
 
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
+from typing import Any
 
 import timm
 from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale.models.request import ModelRequest
+from msam_scale.models.weights import explained_misfit, load_weights, num_outputs, weight_shapes
+
+# What create_model takes and the config has a key of its own for.
+_KEYS = {"pretrained": "model.pretrained", "checkpoint_path": "model.weights"}
 
 
 def check_timm_name(name: str) -> None:
-    """Raises a UserError with the nearest names where timm knows no such model."""
-    if timm.is_model(name):
-        return
-    near = difflib.get_close_matches(name, timm.list_models(), n=3)
-    hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all names"
-    raise UserError(f"model.name: {name!r} is not a model of timm {timm.__version__}; {hint}")
+    """Raises a UserError with the nearest names where timm knows no such model or no such tag."""
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models() lists all names"
+        raise UserError(f"model.name: {name!r} is not a model of timm {timm.__version__}; {hint}")
+    if tag and not timm.is_model_pretrained(name):
+        raise UserError(
+            f"model.name: {name!r} is not among timm's pretrained weights of {architecture}; "
+            f"{_pretrained_names(architecture)}"
+        )
 
 
 def build_timm_model(request: ModelRequest) -> nn.Module:
-    """`timm.create_model` with the data's classes and channels."""
+    """`timm.create_model` with the data's classes and channels.
+
+    timm adapts pretrained weights to them, and position embeddings to another image size; a head
+    for another number of classes keeps its initial values.
+
+    Raises:
+        UserError: there is no such model, or its weights cannot be had or do not fit.
+    """
     check_timm_name(request.name)
-    arguments = {
-        "num_classes": request.num_classes,
-        "in_chans": request.num_channels,
-        **request.arguments,
-    }
+    for argument in _KEYS.keys() & request.arguments.keys():
+        raise UserError(
+            f"model.args: {argument} has a key of its own: set {_KEYS[argument]} instead"
+        )
+    arguments = request.keywords(channels="in_chans")
     model = timm.create_model(request.name, **arguments)
+    if request.pretrained:
+        model = _from_hub(request.name, arguments)
+    elif request.weights is not None:
+        _start_from_file(model, request.weights, name=request.name, arguments=arguments)
     assert isinstance(model, nn.Module)
     return model
+
+
+def _from_hub(name: str, arguments: dict[str, Any]) -> nn.Module:
+    if not timm.is_model_pretrained(name):
+        raise UserError(
+            f"model.pretrained: timm {timm.__version__} has no pretrained weights of {name}; "
+            "leave it out, or set model.weights to the path of a .safetensors file"
+        )
+    try:
+        model = timm.create_model(name, pretrained=True, **arguments)
+    except OSError as error:
+        raise UserError(
+            f"model.pretrained: the weights of {name} cannot be fetched: {_first_line(error)}; "
+            "model.weights works without the hub, with the path of a .safetensors file"
+        ) from error
+    except RuntimeError as error:
+        raise UserError(
+            f"model.pretrained: timm's weights do not fit {name} with {arguments}: "
+            f"{_first_line(error)}; fewer model.args work"
+        ) from error
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _start_from_file(model: nn.Module, path: Path, *, name: str, arguments: dict[str, Any]) -> None:
+    shapes = weight_shapes(path)
+    settings = _settings(name)
+    heads = _names(settings.get("classifier"))
+    num_classes = num_outputs(shapes, heads=heads)
+    # The model that the file is of, so that timm checks every name and shape: with another number
+    # of classes it would only log what is missing.
+    overlay = {
+        "file": str(path),
+        "custom_load": False,
+        "num_classes": num_classes,
+        "label_offset": None,
+        "input_size": (_num_channels(shapes, settings), *settings["input_size"][1:]),
+    }
+    with explained_misfit(path, name=name):
+        source = timm.create_model(
+            name,
+            pretrained=True,
+            pretrained_cfg_overlay=overlay,
+            **{**arguments, "num_classes": num_classes},
+        )
+        load_weights(model, source.state_dict(), heads=heads, num_classes=num_classes)
+
+
+def _settings(name: str) -> dict[str, Any]:
+    found = timm.get_pretrained_cfg(name)
+    assert found is not None
+    settings: dict[str, Any] = found.to_dict()
+    return settings
+
+
+def _num_channels(shapes: dict[str, tuple[int, ...]], settings: dict[str, Any]) -> int:
+    """Channels of the images that the file's model takes."""
+    for convolution in _names(settings.get("first_conv")):
+        shape = shapes.get(f"{convolution}.weight", ())
+        if len(shape) == 4:
+            return shape[1]
+    return int(settings["input_size"][0])
+
+
+def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
+
+
+def _pretrained_names(architecture: str) -> str:
+    known = timm.list_pretrained(f"{architecture}.*")
+    return f"known: {', '.join(known)}" if known else f"{architecture} works, without any"
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).splitlines()[:1])[:300] or type(error).__name__

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from data_pipelines.errors import UserError
+from msam_scale.batch_plan import BatchPlan
 from msam_scale.optimization import step_unless
 from msam_scale.sharding.fidelity import perturbation_fidelity
 from msam_scale.sharding.flat_buffer import FlatBuffer
@@ -54,17 +55,15 @@ class BufferedSharding:
             raise UserError("the model has no trainable parameter: every requires_grad is False")
         self._ranks, self._compute = request.ranks, request.precision.compute
         self._shard_group = request.ranks.group_of(shard_group_size)
-        self._ascent_group = request.ranks.replicas_of(
-            shard_group_size, within=request.plan.group_size
-        )
+        self._shard_group_size = shard_group_size
+        self.follow_plan(request.plan)
         self._descent_group = request.ranks.replicas_of(shard_group_size, within=request.ranks.size)
         self._shards = [self._shard_of(parameter) for parameter in self._parameters]
         self.optimizer = self._make_optimizer(request)
         self._accumulator = FlatBuffer(self._shards)
         self._descent_gradients = self._as_gradients(self._accumulator)
         if request.ascends:
-            self.ascent_gradient = FlatBuffer(self._shards)
-            self._ascent_gradients = self._as_gradients(self.ascent_gradient)
+            self.hold_ascent_gradient()
         self._reduction = GradientReduction(
             self._parameters, layout=self._accumulator, bucket_bytes=bucket_bytes
         )
@@ -90,6 +89,23 @@ class BufferedSharding:
     def weights(self) -> Sequence[torch.Tensor]:
         """This rank's parts of the parameters."""
         return self._shards
+
+    def held_whole(self) -> Sequence[bool]:
+        """Whether each parameter is whole on every rank."""
+        return [self._shard_group is None] * len(self._parameters)
+
+    def weights_written(self) -> None:
+        """Forwards read what `weights()` gives."""
+
+    def hold_ascent_gradient(self) -> None:
+        """Makes the ascent buffer, unless it is there."""
+        if not hasattr(self, "ascent_gradient"):
+            self.ascent_gradient = FlatBuffer(self._shards)
+            self._ascent_gradients = self._as_gradients(self.ascent_gradient)
+
+    def follow_plan(self, plan: BatchPlan) -> None:
+        """Sums ascent gradients over the perturbation groups of `plan`."""
+        self._ascent_group = self._ranks.replicas_of(self._shard_group_size, within=plan.group_size)
 
     def begin_step(self) -> None:
         """Clears the accumulator.

@@ -97,6 +97,14 @@ class FullySharding(BufferedSharding):
             stride=parameter.stride(),
         )
 
+    def held_whole(self) -> list[bool]:
+        """Those that FSDP2 does not shard are whole."""
+        return [not isinstance(parameter, DTensor) for parameter in self._parameters]
+
+    def weights_written(self) -> None:
+        """Drops what a forward has left gathered of the weights before."""
+        self._reshard()
+
     @contextmanager
     def perturbed(self) -> Iterator[None]:
         """Swaps the shards with w + ε and, whatever happens, copies w back."""

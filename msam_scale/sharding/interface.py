@@ -44,7 +44,7 @@ class ShardingRequest:
     @property
     def ascends(self) -> bool:
         """Whether some step will perturb; without, no memory is held for it."""
-        return self.config.objective.algorithm != "vanilla"
+        return self.config.objective.ascends
 
 
 class Sharding(Protocol):
@@ -70,6 +70,22 @@ class Sharding(Protocol):
 
     def weights(self) -> Sequence[torch.Tensor]:
         """This rank's shards of w, in full precision, aligned with `ascent_gradient.views`."""
+        ...
+
+    def held_whole(self) -> Sequence[bool]:
+        """For each of `weights()`: it is whole on every rank, and not this rank's part alone."""
+        ...
+
+    def weights_written(self) -> None:
+        """Forwards compute with what has been written into `weights()`, between two passes."""
+        ...
+
+    def hold_ascent_gradient(self) -> None:
+        """Makes `ascent_gradient` and `ascent_pass` usable where no step ascends, at its memory."""
+        ...
+
+    def follow_plan(self, plan: BatchPlan) -> None:
+        """From the next step on micro-batches are spread over G_p ranks of `plan`. Collective."""
         ...
 
     def begin_step(self) -> None:

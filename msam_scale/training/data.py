@@ -88,9 +88,8 @@ def training_loader(
     *,
     plan: BatchPlan,
     rank: int,
-    num_steps: int,
+    steps: range,
     state: Mapping[str, Any] | None,
-    first_step: int,
 ) -> MicroBatchLoader:
     """The mini-batches of a run, as far as a rank loads them.
 
@@ -99,9 +98,8 @@ def training_loader(
         config: the run's.
         plan: which samples of a mini-batch a rank works on.
         rank: this one.
-        num_steps: steps of the whole run.
+        steps: that it loads, counted from the start of the run.
         state: the loader's in the checkpoint that the run goes on from, if there is one.
-        first_step: steps done already.
 
     Raises:
         UserError: a setting is out of range, or the state is of another order of samples.
@@ -125,8 +123,8 @@ def training_loader(
         positions=[plan.slice_positions(rank, turn) for turn in range(plan.sequential)],
         transform=data.transform,
         num_workers=section.workers,
-        first_step=first_step,
-        num_steps=num_steps - first_step,
+        first_step=steps.start,
+        num_steps=len(steps),
         max_host_bytes=section.memory_limit,
         resident=section.resident,
         mixing=SampleMixing(training.mixup, training.cutmix) if mixes else None,
@@ -134,5 +132,6 @@ def training_loader(
         source=data.train.source,
     )
     if state is not None:
-        loader.load_state_dict(state)
+        # Phases cut the mini-batch into other micro-batches on purpose.
+        loader.load_state_dict(state, allows_new_partition=bool(config.objective.phases))
     return loader

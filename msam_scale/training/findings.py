@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from msam_scale.config.keys import all_keys
 from msam_scale.config.problems import ConfigError, Problem
 
 
@@ -33,8 +34,10 @@ class Findings:
         except UserError as error:
             # Checks that others use, too, name their key themselves.
             message = str(error)
-            for named in (key, key.partition(".")[0]):
-                message = message.removeprefix(f"{named}: ")
+            named, _, rest = message.partition(": ")
+            if named in all_keys():
+                key, message = named, rest
+            message = message.removeprefix(f"{key.partition('.')[0]}: ")
             overridden = any(f"{one}.".startswith(f"{key}.") for one in self._overridden)
             source = "command line" if overridden else self._source
             self._problems.append(Problem(key, message, source=source))

@@ -11,9 +11,8 @@ from torch import nn
 from data_pipelines import SampleIndex, Split, sample_order, transform_preset
 from data_pipelines.errors import UserError
 from msam_scale.ascent import ascent_rule
-from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config, load_config
-from msam_scale.initialization import batch_plan, check_batch_norm
+from msam_scale.initialization import check_batch_norm
 from msam_scale.models import ModelRequest, build_model, check_model_name
 from msam_scale.optimization import check_schedule
 from msam_scale.optimization.from_config import optimizer_builder
@@ -28,7 +27,6 @@ class PreparedRun:
 
     Attributes:
         config: checked for this number of ranks.
-        plan: the layout of a mini-batch.
         data: what it trains and evaluates on.
         model: freshly initialised, on the CPU.
         steps_per_epoch: full mini-batches of an epoch.
@@ -37,7 +35,6 @@ class PreparedRun:
     """
 
     config: Config
-    plan: BatchPlan
     data: RunData
     model: nn.Module
     steps_per_epoch: int
@@ -55,7 +52,6 @@ def prepare_run(
     """
     overrides = tuple(overrides)
     config = load_config(source, overrides=overrides, world_size=world_size, for_training=True)
-    plan = batch_plan(config, world_size=world_size)
     findings = Findings(source, overrides=overrides)
     train = model = folder = None
     with findings.collected("data.train"):
@@ -65,12 +61,18 @@ def prepare_run(
         ascent_rule(config.objective.ascent)
     with findings.collected("optimizer.name"):
         optimizer_builder(config)
+    resumes_elsewhere = config.checkpoint.resume not in ("auto", "never")
+    with findings.collected("checkpoint.resume" if resumes_elsewhere else "run.name"):
+        fingerprint = None if train is None else train.index.fingerprint
+        folder = RunFolder.find(config, fingerprint=fingerprint)
     with findings.collected("model.name"):
         check_model_name(config.model.source, str(config.model.name))
         if data is not None:
-            model = _build(config, data)
+            # A checkpoint has all weights: the file or hub that they once came from may be gone.
+            starts = folder is None or folder.resume_from is None
+            model = _build(config, data, with_weights=starts)
             with findings.collected("batch.norm_samples"):
-                check_batch_norm(model, config, plan)
+                check_batch_norm(model, config, world_size=world_size)
     steps_per_epoch = num_steps = 0
     if train is not None:
         with findings.collected("batch.size"):
@@ -80,17 +82,12 @@ def prepare_run(
                 check_schedule(config.schedule, num_steps=num_steps)
             with findings.collected("data.order"):
                 _check_order(config, train.index)
-    resumes_elsewhere = config.checkpoint.resume not in ("auto", "never")
-    with findings.collected("checkpoint.resume" if resumes_elsewhere else "run.name"):
-        fingerprint = None if train is None else train.index.fingerprint
-        folder = RunFolder.find(config, fingerprint=fingerprint)
     findings.raise_all()
     assert data is not None
     assert model is not None
     assert folder is not None
     return PreparedRun(
         config=config,
-        plan=plan,
         data=data,
         model=model,
         steps_per_epoch=steps_per_epoch,
@@ -119,12 +116,15 @@ def _check_order(config: Config, index: SampleIndex) -> None:
     sample_order(config.data.order, index=index, seed=config.run.seed, batch_size=config.batch.size)
 
 
-def _build(config: Config, data: RunData) -> nn.Module:
+def _build(config: Config, data: RunData, *, with_weights: bool) -> nn.Module:
+    weights = config.model.weights if with_weights else None
     request = ModelRequest(
         name=str(config.model.name),
         num_classes=data.train.index.num_classes,
         num_channels=data.image_shape[2],
         arguments=config.model.args,
+        pretrained=config.model.pretrained and with_weights,
+        weights=None if weights is None else Path(weights).expanduser(),
     )
     return build_model(config.model.source, request, seed=config.run.seed)
 

@@ -80,7 +80,8 @@ class _Run:
             extra = self._engine.load_checkpoint(prepared.folder.resume_from)
             self._saved_step = self._engine.num_steps_done
         self._first_step = self._engine.num_steps_done
-        self._loader = self._make_loader(extra.get("loader"))
+        self._stretches = self._engine.stretches(prepared.num_steps)
+        self._loader = self._make_loader(self._stretches[0], state=extra.get("loader"))
         self._lock: IO[bytes] | None = None
         ranks.on_first(self._start_folder)
         self._monitor = Monitor(
@@ -99,21 +100,24 @@ class _Run:
         eval_every = config.training.eval_every or self._prepared.steps_per_epoch
         if self._first_step:
             self._monitor.say(f"resumed after step {self._first_step} of {num_steps}")
-        batches = iter(DevicePrefetcher(self._loader, device=engine.ranks.device))
         engine.train()
-        while engine.num_steps_done < num_steps:
-            learning_rate = engine.learning_rate
-            step = engine.num_steps_done + 1
-            reports = step % config.monitor.every == 0 or step == num_steps
-            result = engine.train_step(batches, measure_fidelity=reports)
-            self._throughput.count()
-            self._monitor.advance()
-            if reports:
-                self._report(result, learning_rate)
-            if step % eval_every == 0 and step < num_steps:
-                self._evaluate()
-            if config.checkpoint.every and step % config.checkpoint.every == 0:
-                self._save()
+        for number, stretch in enumerate(self._stretches):
+            if number:
+                self._loader = self._make_loader(stretch, state=None)
+                self._throughput = self._measure_throughput()
+            batches = iter(DevicePrefetcher(self._loader, device=engine.ranks.device))
+            for step in range(stretch.start + 1, stretch.stop + 1):
+                learning_rate, ascends = engine.learning_rate, engine.algorithm != "vanilla"
+                reports = step % config.monitor.every == 0 or step == num_steps
+                result = engine.train_step(batches, measure_fidelity=reports)
+                self._throughput.count()
+                self._monitor.advance()
+                if reports:
+                    self._report(result, learning_rate, ascends=ascends)
+                if step % eval_every == 0 and step < num_steps:
+                    self._evaluate()
+                if config.checkpoint.every and step % config.checkpoint.every == 0:
+                    self._save()
         self._evaluate()
         self._save()
         return Outcome(
@@ -132,9 +136,9 @@ class _Run:
     def _start_folder(self) -> None:
         self._lock = self._prepared.folder.start(self._config)
 
-    def _report(self, result: StepResult, learning_rate: float) -> None:
+    def _report(self, result: StepResult, learning_rate: float, *, ascends: bool) -> None:
         ascent: dict[str, float] = {}
-        if self._config.objective.algorithm != "vanilla":
+        if ascends:
             ascent["ascent_norm"] = result.ascent_norm
             if (fidelity := result.perturbation_fidelity) is not None:
                 ascent["perturbation_fidelity"] = fidelity
@@ -184,15 +188,14 @@ class _Run:
         epoch = step / self._prepared.steps_per_epoch
         self._monitor.report(step=step, epoch=epoch, split=split, **figures)
 
-    def _make_loader(self, state: dict[str, Any] | None) -> MicroBatchLoader:
+    def _make_loader(self, steps: range, *, state: dict[str, Any] | None) -> MicroBatchLoader:
         return training_loader(
             self._prepared.data,
             self._config,
             plan=self._engine.plan,
             rank=self._engine.ranks.rank,
-            num_steps=self._prepared.num_steps,
+            steps=steps,
             state=state,
-            first_step=self._first_step,
         )
 
     def _loader_state(self) -> dict[str, Any]:
@@ -218,7 +221,7 @@ class _Run:
             self._engine,
             self._prepare(image),
             batch_size=self._engine.plan.batch_size,
-            num_passes=1 if self._config.objective.algorithm == "vanilla" else 2,
+            num_passes=1 if self._engine.algorithm == "vanilla" else 2,
             num_devices=self._engine.ranks.size,
             compute=PRECISIONS[self._config.precision].compute,
         )

@@ -110,7 +110,8 @@ def _check_writable(path: Path) -> None:
 
 
 def _check_same_result(source: Path, before: Mapping[str, Any], config: Config) -> None:
-    now = config.to_dict()
+    # One that was saved before a setting existed has its default.
+    before, now = Config.model_validate(before).to_dict(), config.to_dict()
     changes = [
         f"{key} was {value_at(before, key)!r} and is now {value_at(now, key)!r}"
         for key in all_keys()

@@ -16,8 +16,6 @@ from msam_scale.errors import UserError
 GOOD: dict[str, Any] = {"batch.size": 64, "objective.micro_batches": 8}
 NOT_AVAILABLE: dict[str, Any] = {
     "model.source": "transformers",
-    "model.pretrained": True,
-    "objective.phases": [{"until": 0.5, "algorithm": "vanilla"}],
     "training.ema": 0.99,
     "checkpoint.async": True,
 }

@@ -38,6 +38,8 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"run.name": ".."}, "run.name", "plain folder name"),
     ({"run.seed": 2**63}, "run.seed", "above"),
     ({"model.name": ""}, "model.name", "empty"),
+    ({"model.pretrained": True, "model.source": "msam_scale"}, "model.pretrained", "without"),
+    ({"model.pretrained": True, "model.weights": "w"}, "model.weights", "model.pretrained"),
     ({"model.args": [1]}, "model.args", "[1] is a list; a mapping works"),
     ({"data.cache_limit": 5}, "data.cache_limit", "without data.cache_dir"),
     ({"optimizer.lr": -1}, "optimizer.lr", "below 0"),

@@ -15,7 +15,7 @@ from msam_scale.config.keys import all_keys
 # The interface of the config: a change here breaks other people's files.
 SECTIONS = {
     "run": "name dir seed",
-    "model": "source name pretrained args",
+    "model": "source name pretrained weights args",
     "data": "train val transform workers order cache_dir cache_limit allow_commands resident "
     "memory_limit on_error max_bad_samples",
     "objective": "algorithm micro_batches rho ascent phases max_skipped_steps",

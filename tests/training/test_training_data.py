@@ -37,10 +37,14 @@ def _train(config: str, *words: str) -> int:
     return main(["train", config, "monitor.progress=false", *words])
 
 
+def _lines(run: str) -> list[dict[str, Any]]:
+    text = Path("runs", run, "metrics.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
 def _figures(run: str) -> list[list[float]]:
-    lines = map(json.loads, Path("runs", run, "metrics.jsonl").read_text().splitlines())
     names = ("loss", "grad_norm", "ascent_norm", "accuracy")
-    return [[line[name] for name in names if name in line] for line in lines]
+    return [[line[name] for name in names if name in line] for line in _lines(run)]
 
 
 def _loader_state(run: str, *, step: int) -> dict[str, Any]:
@@ -80,6 +84,11 @@ def test_a_run_goes_on_within_an_epoch_of_lanes(config: str) -> None:
     for step in (4, 6):
         shutil.rmtree(f"runs/parts/checkpoints/step-{step:08d}")
     Path("runs/parts/checkpoints/latest").write_text("step-00000002\n")
+    # As saved by a version that did not have a setting yet.
+    progress = Path("runs/parts/checkpoints/step-00000002/progress.json")
+    content = json.loads(progress.read_text())
+    del content["config"]["data"]["resident"]
+    progress.write_text(json.dumps(content))
     assert _train(config, *words, "run.name=parts", "batch.chunk=16") == 0
     _assert_alike("parts", "whole")
 
@@ -195,3 +204,32 @@ def test_photographs_of_other_peoples_shards(
     words = (*words, "data.transform=inception_tv:size=32", "training.steps=3", "data.workers=1")
     assert _train(config, *words, "training.eval_every=3", "run.name=photos") == 0
     assert _figures("photos")[-1][1] >= 0
+
+
+def test_a_hybrid_run_does_not_depend_on_the_layout_or_a_stop_at_its_switch(config: str) -> None:
+    """Vanilla, then SAM on all ranks together, then mSAM; mixup is drawn for each one's parts."""
+    phases = "[{until: 0.33, algorithm: vanilla}, {until: 0.66, algorithm: sam}]"
+    words = (
+        *_SHORT,
+        *_EVERYTHING,
+        "training.steps=6",
+        "batch.norm_samples=32",
+        "checkpoint.every=2",
+        "checkpoint.keep=9",
+        f"objective.phases={phases}",
+    )
+    assert _train(config, *words, "run.name=whole", "data.workers=1") == 0
+    command = [sys.executable, "-m", "launch.cli", "train", config, "--nproc", "2"]
+    done = subprocess.run(
+        [*command, *words, "run.name=two"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    _assert_alike("two", "whole")
+    shutil.copytree("runs/whole", "runs/parts")
+    for step in (4, 6):
+        shutil.rmtree(f"runs/parts/checkpoints/step-{step:08d}")
+    Path("runs/parts/checkpoints/latest").write_text("step-00000002\n")
+    assert _train(config, *words, "run.name=parts", "batch.chunk=32") == 0
+    _assert_alike("parts", "whole")
+    trained = [line for line in _lines("whole") if line["split"] == "train"]
+    assert ["ascent_norm" in line for line in trained] == [False] * 2 + [True] * 4

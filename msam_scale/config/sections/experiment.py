@@ -45,6 +45,11 @@ class ModelSection(Section):
     """Start from the library's pretrained weights rather than from random ones. Off by default, so
     that nothing is fetched unless asked for."""
 
+    weights: Text | None = None
+    """Start from the weights in this `.safetensors` file, for example `model.safetensors` of a
+    checkpoint. As with `model.pretrained`, a head for another number of classes starts anew and
+    timm's models take another image size. `null`, the default: none."""
+
     args: Arguments = Field(default_factory=dict)
     """Further keyword arguments of the model's constructor, passed on as they are. Empty by
     default: the library's own defaults."""

@@ -40,16 +40,27 @@ class ObjectiveSection(Section):
 
     ascent: Text = "sam"
     """Rule that turns a micro-batch's gradient into its perturbation. `sam`, the default, is the
-    gradient scaled to the length `rho`."""
+    gradient scaled to the length `rho`; `unnormalized` is `rho` times the gradient."""
 
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
     """Parts of the run with an algorithm of their own, in order, each with `until` and `algorithm`:
-    the paper's hybrid training. Empty by default: `objective.algorithm` throughout."""
+    the paper's hybrid training. After the last of them `objective.algorithm` goes on. Empty by
+    default: `objective.algorithm` throughout."""
 
     max_skipped_steps: Count = 10
     """Number of optimizer steps in a row that may be skipped because of a gradient that is not
     finite, before training stops with an error. 10 by default: enough for a rare bad batch, few
     enough to notice that a run has diverged."""
+
+    @property
+    def algorithms(self) -> list[Algorithm]:
+        """The algorithms that some step follows, each once."""
+        return list(dict.fromkeys([*(phase.algorithm for phase in self.phases), self.algorithm]))
+
+    @property
+    def ascends(self) -> bool:
+        """Whether some step perturbs the weights."""
+        return self.algorithms != ["vanilla"]
 
 
 class BatchSection(Section):

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from data_pipelines.errors import UserError
+from msam_scale.batch_plan import BatchPlan
 from msam_scale.sharding.fidelity import perturbation_fidelity
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.norms import square_sum
@@ -69,7 +70,8 @@ class ParameterPartitioning:
         check_secondary_shards(settings, shard_group_size=size)
         join_deepspeed(request)
         self._shard_group = request.ranks.process_group_of(size)
-        self._ascent_group = request.ranks.replicas_of(size, within=request.plan.group_size)
+        self._shard_group_size = size
+        self.follow_plan(request.plan)
         self._descent_group = request.ranks.replicas_of(size, within=request.ranks.size)
         # DeepSpeed averages over the shard group, and the engine's losses are made for sums.
         self._num_averaged = size
@@ -97,7 +99,7 @@ class ParameterPartitioning:
             frozen=full_precision,
         )
         self._state.set_masters(full_precision)
-        self._refresh_computing()
+        self.weights_written()
         if self._compute is not torch.float32:
             self.model.register_forward_pre_hook(
                 partial(_narrow_inputs, dtype=self._compute), with_kwargs=True
@@ -137,6 +139,21 @@ class ParameterPartitioning:
     def weights(self) -> Sequence[torch.Tensor]:
         """DeepSpeed's float32 master shards."""
         return self._masters
+
+    def held_whole(self) -> list[bool]:
+        """Every parameter is sharded."""
+        return [False] * len(self._masters)
+
+    def weights_written(self) -> None:
+        """Rounds the masters into the shards that forwards gather."""
+        self._set_computing(self._masters)
+
+    def hold_ascent_gradient(self) -> None:
+        """DeepSpeed's buffer is there in any case."""
+
+    def follow_plan(self, plan: BatchPlan) -> None:
+        """Sums ascent gradients over the perturbation groups of `plan`."""
+        self._ascent_group = self._ranks.replicas_of(self._shard_group_size, within=plan.group_size)
 
     def begin_step(self) -> None:
         """Clears the accumulator, and drops what an evaluation left gathered."""
@@ -239,7 +256,7 @@ class ParameterPartitioning:
         # What is cut up later would leave secondary shards of the old weights.
         private_api.release_gathered(self._engine)
         self._state.load(self.optimizer, weights, optimizer_state)
-        self._refresh_computing()
+        self.weights_written()
 
     def counters(self) -> dict[str, float]:
         """DeepSpeed's loss scale and its age, in float16."""
@@ -274,9 +291,6 @@ class ParameterPartitioning:
             private_api.release_gathered(self._engine)
             torch._foreach_copy_(self._computing, shards)
             private_api.refresh_gathered(self._engine)
-
-    def _refresh_computing(self) -> None:
-        self._set_computing(self._masters)
 
     def _unscale(self, gradient: torch.Tensor) -> None:
         if self._is_float16:

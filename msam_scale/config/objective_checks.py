@@ -1,0 +1,73 @@
+"""The rules between the settings of the objective: algorithm, micro-batches and phases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+from msam_scale.config.check_registry import Check, check
+from msam_scale.config.describe import shown
+from msam_scale.config.keys import default_of
+from msam_scale.config.problems import Problem
+
+OBJECTIVE_CHECKS: list[Check] = []
+
+
+@check(
+    OBJECTIVE_CHECKS,
+    algorithm="objective.algorithm",
+    micro_batches="objective.micro_batches",
+    phases="objective.phases",
+)
+def _micro_batches_fit_the_algorithm(
+    *, algorithm: str, micro_batches: int | None, phases: list[Mapping[str, Any]]
+) -> Iterator[Problem]:
+    key = "objective.micro_batches"
+    in_phases = {phase["algorithm"] for phase in phases}
+    if "msam" in (algorithm, *in_phases) and micro_batches is None:
+        where = "objective.algorithm" if algorithm == "msam" else "a phase"
+        yield Problem(
+            key,
+            f"is missing, and {where}: msam needs it: the paper's m, the number of "
+            "parts of the mini-batch that are perturbed on their own; "
+            "a whole number that divides batch.size works (1 is SAM)",
+        )
+    if algorithm == "sam" and "msam" not in in_phases and micro_batches not in (None, 1):
+        yield Problem(
+            key,
+            f"{micro_batches} contradicts objective.algorithm: sam, which is msam with one "
+            "micro-batch; leave it out, or set objective.algorithm: msam",
+        )
+
+
+@check(OBJECTIVE_CHECKS, phases="objective.phases")
+def _phases_follow_each_other(*, phases: list[Mapping[str, Any]]) -> Iterator[Problem]:
+    ends = [0.0, *(phase["until"] for phase in phases)]
+    for index, (before, end) in enumerate(pairwise(ends)):
+        if end <= before:
+            yield Problem(
+                f"objective.phases[{index}].until",
+                f"{end} is not after the end of the phase before ({before}); fractions of all "
+                "steps that grow work",
+            )
+
+
+@check(
+    OBJECTIVE_CHECKS,
+    algorithm="objective.algorithm",
+    phases="objective.phases",
+    rho="objective.rho",
+    ascent="objective.ascent",
+)
+def _something_ascends(
+    *, algorithm: str, phases: list[Mapping[str, Any]], rho: float, ascent: str
+) -> Iterator[Problem]:
+    if {algorithm, *(phase["algorithm"] for phase in phases)} != {"vanilla"}:
+        return
+    for key, value in (("objective.rho", rho), ("objective.ascent", ascent)):
+        if value != default_of(key):
+            yield Problem(
+                key,
+                f"{shown(value)} has no effect with objective.algorithm: vanilla; leave it out",
+            )

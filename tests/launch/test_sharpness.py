@@ -1,0 +1,167 @@
+"""`msam-scale sharpness` on a short run: what it prints, against an independent computation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+from data_pipelines import EvaluationLoader, GlobalOrder, open_split, prepare, transform_preset
+from launch.cli import main
+from msam_scale.models import ModelRequest, build_model
+
+CONFIG = """
+run: {name: short, dir: RUNS, seed: 5}
+model: {source: msam_scale, name: wrn-10-1}
+data: {train: DIGITS/train, val: DIGITS/val}
+objective: {algorithm: msam, micro_batches: 4, rho: 0.05}
+batch: {size: 128, norm_samples: 16, chunk: 16}
+optimizer: {name: sgd, lr: 0.05}
+training: {steps: 2, label_smoothing: 0.1}
+monitor: {tensorboard: false, progress: false}
+"""
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two steps on the digits."""
+    home = tmp_path_factory.mktemp("short")
+    digits = prepare("digits", out=home / "digits").directory
+    config = home / "short.yaml"
+    config.write_text(CONFIG.replace("RUNS", str(home / "runs")).replace("DIGITS", str(digits)))
+    assert main(["train", str(config)]) == 0
+    return home / "runs" / "short"
+
+
+@pytest.fixture
+def moved(short_run: Path, tmp_path: Path) -> Path:
+    """A copy of the run in another place, to be damaged."""
+    return Path(shutil.copytree(short_run, tmp_path / "moved"))
+
+
+def _printed(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
+    assert main(["sharpness", *map(str, words), "--json"]) == 0
+    figures: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return figures
+
+
+def _independently(folder: Path, *, num_samples: int, seed: int) -> tuple[float, float]:
+    """The loss and its λ_max by ARPACK, all samples in one batch."""
+    split = open_split(str(folder.parent.parent / "digits" / "train"))
+    index = split.index
+    loader = EvaluationLoader(
+        index,
+        batch_size=index.num_samples,
+        rank=0,
+        num_ranks=1,
+        transform=transform_preset("none"),
+        num_workers=0,
+    )
+    ((images, labels),) = loader
+    chosen = GlobalOrder.for_index(index, seed=seed).sample_ids(0, start=0, stop=num_samples)
+    inputs = (images[chosen].double() / 255).permute(0, 3, 1, 2).float()
+    request = ModelRequest(
+        name="wrn-10-1", num_classes=10, num_channels=images.shape[3], arguments={}
+    )
+    model = build_model("msam_scale", request, seed=0)
+    model.load_state_dict(load_file(folder / "checkpoints/step-00000002/model.safetensors"))
+    model.eval()
+    parameters = list(model.parameters())
+    loss = F.cross_entropy(model(inputs), labels[chosen], label_smoothing=0.1)
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+
+    def product(vector: NDArray[np.float64]) -> NDArray[np.float32]:
+        parts = torch.from_numpy(vector).float().flatten().split([p.numel() for p in parameters])
+        shaped = [part.view_as(one) for part, one in zip(parts, parameters, strict=True)]
+        second = torch.autograd.grad(gradients, parameters, shaped, retain_graph=True)
+        return torch.cat([part.flatten() for part in second]).numpy()
+
+    size = sum(parameter.numel() for parameter in parameters)
+    operator = LinearOperator((size, size), matvec=product, dtype=np.float32)
+    (largest,) = eigsh(operator, k=1, which="LA", tol=1e-4, return_eigenvectors=False)
+    return float(loss.detach()), float(largest)
+
+
+def test_the_figures_are_those_of_an_independent_computation(
+    short_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = _printed(
+        capsys, short_run, "--samples", 64, "--eigenvalues", 2, "--trace", "--probes", 4
+    )
+    loss, largest = _independently(short_run, num_samples=64, seed=5)
+    assert found["loss"] == pytest.approx(loss, rel=1e-5)
+    assert found["lambda_max"] == pytest.approx(largest, rel=1e-4)
+    assert found["converged"]
+    assert found["eigenvalues"][0] == found["lambda_max"] > found["eigenvalues"][1]
+    assert max(found["residuals"]) < 1e-3
+    assert found["step"] == 2
+    assert found["samples"] == 64
+    assert found["trace_probes"] == 4
+    assert found["trace_standard_error"] > 0
+    # B/m = 32, with an ascent of its own each.
+    assert (found["micro_batches"], found["micro_batch_size"]) == (2, 32)
+    assert found["m_sharpness"] > found["rho_sharpness"] > 0
+    assert found["rho"] == 0.05
+
+
+def test_it_prints_the_same_twice_and_wherever_the_run_lies(
+    short_run: Path, moved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--samples", "40", "--rho", "0.1", "--micro-batches", "8"]
+    assert main(["sharpness", str(short_run), *words]) == 0
+    first = capsys.readouterr().out
+    assert main(["sharpness", str(moved), *words]) == 0
+    assert capsys.readouterr().out == first.replace(str(short_run), str(moved))
+    assert "after step 2: training loss" in first
+    assert "λ_max" in first
+    assert "relative residual" in first
+    assert "; converged after" in first
+    assert "ρ = 0.1, 2 micro-batches of 16 samples" in first
+    assert "trace" not in first
+
+
+def test_mistakes_exit_with_2_and_one_line(
+    short_run: Path, moved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*words: object) -> str:
+        assert main(["sharpness", *map(str, words)]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        return captured.err
+
+    def refused_in_one_line(*words: object) -> str:
+        error = refused(*words)
+        assert error.startswith("msam-scale: ")
+        assert error.count("\n") == 1
+        return error
+
+    assert "no run here" in refused_in_one_line(tmp_path / "nothing")
+    assert "1437" in refused_in_one_line(short_run, "--samples", 9999)
+    assert "--micro-batches 5" in refused_in_one_line(short_run, "--micro-batches", 5)
+    assert "--iterations" in refused_in_one_line(short_run, "--eigenvalues", 9, "--iterations", 3)
+    for words in (["--eigenvalues", "0"], ["--probes", "1"], ["--rho", "-1"], ["--sample", "3"]):
+        assert words[0] in refused(short_run, *words)
+
+    weights = moved / "checkpoints/step-00000002/model.safetensors"
+    tensors = load_file(weights)
+    save_file({**tensors, "stem.weight": torch.zeros(3)}, weights)
+    assert "does not fit" in refused_in_one_line(moved)
+    save_file({name: value * float("nan") for name, value in tensors.items()}, weights)
+    assert "training loss is nan" in refused_in_one_line(moved, "--samples", 32)
+    weights.write_bytes(b"damaged")
+    assert "model.safetensors: cannot be read" in refused_in_one_line(moved)
+    config = (moved / "config.yaml").read_text()
+    (moved / "config.yaml").write_text(config.replace("digits/train", "gone/train"))
+    assert "data.train" in refused_in_one_line(moved)
+    shutil.rmtree(moved / "checkpoints")
+    assert "no checkpoint here" in refused_in_one_line(moved)

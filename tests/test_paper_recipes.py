@@ -1,0 +1,244 @@
+"""The recipes of the paper against its tables, its batches on its GPUs, and one step of each model.
+
+What is expected here comes from `configs/paper/tables.yaml` and from the paper's text.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import nn
+from torchvision.models import resnet50
+
+from data_pipelines import transform_preset
+from msam_scale import initialize
+from msam_scale.batch_plan import BatchPlan
+from msam_scale.config import Config, load_config
+from msam_scale.layers.install import has_batch_norm
+from msam_scale.models import ModelRequest, build_model, check_model_name
+from msam_scale.optimization.from_config import optimizer_builder
+from msam_scale.optimization.schedules import bind_schedule, check_schedule
+
+FOLDER = Path(__file__).parents[1] / "configs" / "paper"
+TABLES: dict[str, Any] = yaml.safe_load((FOLDER / "tables.yaml").read_text("utf-8"))
+CELLS = {
+    f"{dataset}_{model}_{algorithm}": (table, dataset, model, algorithm)
+    for table in ("C.1", "C.2")
+    for dataset in TABLES[table]["datasets"]
+    for model in TABLES[table]["models"]
+    for algorithm in ("vanilla", "sam", "msam")
+}
+# Images as small as a model takes, so that a step of the whole model is quick.
+TINY = {
+    "cifar10_resnet50": (8, {}),
+    "cifar10_wrn_28_10": (8, {}),
+    "cifar10_vit_b16": (32, {"img_size": 32}),
+    "imagenet_resnet50": (32, {}),
+    "imagenet_wrn_50_2": (32, {}),
+    "imagenet_vit_s32": (64, {"img_size": 64}),
+}
+# Steps of an epoch, whole mini-batches: 50000 / 512, 1281167 / 2048 and / 4096, rounded down.
+STEPS_PER_EPOCH = {("C.1", 512): 97, ("C.2", 2048): 625, ("C.2", 4096): 312}
+
+
+def column_of(cell: str) -> dict[str, Any]:
+    table, _, model, _ = CELLS[cell]
+    column: dict[str, Any] = TABLES[table]["models"][model]
+    return column
+
+
+def load(cell: str, *, world_size: int) -> Config:
+    return load_config(FOLDER / f"{cell}.yaml", world_size=world_size, for_training=True)
+
+
+def build(config: Config, *, num_classes: int) -> nn.Module:
+    """The config's model without its pretrained weights."""
+    request = ModelRequest(str(config.model.name), num_classes, 3, arguments=config.model.args)
+    return build_model(config.model.source, request, seed=0)
+
+
+def num_steps_of(cell: str) -> int:
+    column = column_of(cell)
+    return int(column["number_of_epochs"] * STEPS_PER_EPOCH[CELLS[cell][0], column["batch_size"]])
+
+
+def test_the_recipes_are_what_the_script_writes() -> None:
+    script = _script()
+    expected = {one.file_name: script.recipe_text(one) for one in script.all_recipes()}
+    generated = {path.name for path in FOLDER.glob("*.yaml")} - {"tables.yaml", "decisions.yaml"}
+    assert generated == set(expected) == {f"{cell}.yaml" for cell in CELLS}
+    for name, text in expected.items():
+        assert (FOLDER / name).read_text("utf-8") == text, (
+            f"{name} is not current; python configs/paper/write_recipes.py writes it"
+        )
+
+
+def test_the_tables_are_the_papers() -> None:
+    """A few numbers once more, typed from the paper, so that no edit of the data goes unnoticed."""
+    rows = {
+        "peak_learning_rate": ([0.5, 0.75, 1e-3], [0.8, 0.5, 3e-3]),
+        "batch_size": ([512] * 3, [2048, 2048, 4096]),
+        "number_of_epochs": ([200, 200, 20], [90, 100, 300]),
+        "momentum": ([0.9, 0.9, None],) * 2,
+        "weight_decay": ([5e-4, 5e-4, 0.3], [1e-4, 1e-4, 0.3]),
+        "label_smoothing": ([0.1, 0.1, None],) * 2,
+        "gradient_clipping": ([None, None, 1],) * 2,
+        "rho": ([0.2, 0.2, 0.3], [0.05] * 3),
+        "m": ([32] * 3, [4, 8, 8]),
+    }
+    for row, expected in rows.items():
+        for table, values in zip(("C.1", "C.2"), expected, strict=True):
+            assert [one[row] for one in TABLES[table]["models"].values()] == values, (table, row)
+    tasks = TABLES["D.1"]["tasks"].values()
+    assert [task["learning_rate"] for task in tasks] == [1e-5, 1e-5, 5e-6, 2e-5]
+    assert [task["number_of_epochs"] for task in tasks] == [60, 60, 20, 15]
+    assert [task["rho"] for task in tasks] == [0.01, 0.01, 0.05, 0.05]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_recipe_has_the_numbers_of_its_column(cell: str) -> None:
+    table, dataset, _, algorithm = CELLS[cell]
+    column = column_of(cell)
+    config = load(cell, world_size=TABLES[table]["num_gpus"])
+    objective, optimizer, training = config.objective, config.optimizer, config.training
+    assert config.batch.size == column["batch_size"]
+    assert objective.algorithm == algorithm
+    assert objective.micro_batches == (column["m"] if algorithm == "msam" else None)
+    if algorithm != "vanilla":
+        assert objective.rho == column["rho"]
+    assert (objective.ascent, objective.phases) == ("sam", ())
+    assert optimizer.name == column["optimizer"].lower()
+    assert optimizer.lr == column["peak_learning_rate"]
+    assert optimizer.momentum == column["momentum"]
+    assert optimizer.weight_decay == column["weight_decay"]
+    assert optimizer.clip_norm == column["gradient_clipping"]
+    assert optimizer.args == {}
+    assert config.schedule.name == "one_cycle"
+    assert config.schedule.warmup == column["learning_rate_schedule"]["warmup"]
+    assert (training.epochs, training.steps) == (column["number_of_epochs"], None)
+    assert training.label_smoothing == (column["label_smoothing"] or 0)
+    assert (training.mixup, training.cutmix, training.ema) == (None, None, None)
+    assert config.data.train == f"data/{dataset}/train"
+    optimizer_builder(config)
+    check_model_name(config.model.source, str(config.model.name))
+    assert transform_preset(config.data.transform).size in (None, (224, 224))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_recipe_is_laid_out_on_the_papers_gpus_and_on_fewer(cell: str) -> None:
+    table, dataset, _, algorithm = CELLS[cell]
+    column, num_gpus = column_of(cell), TABLES[CELLS[cell][0]]["num_gpus"]
+    with torch.device("meta"):
+        model = build(
+            load(cell, world_size=1), num_classes=TABLES["datasets"][dataset]["num_classes"]
+        )
+    num_parts = column["m"] if algorithm == "msam" else 1
+    for world_size in (1, 2, num_gpus):
+        config = load(cell, world_size=world_size)
+        plan = BatchPlan(config.batch.size, config.objective.micro_batches or 1, world_size)
+        assert has_batch_norm(model) == (config.batch.norm_samples is not None)
+        assert plan.slice_size % (config.batch.norm_samples or 1) == 0
+        assert plan.micro_batches == num_parts
+        assert plan.micro_batch_size == column["batch_size"] // num_parts
+        assert plan.samples_per_rank == column["batch_size"] // world_size
+        assert plan.groups == min(num_parts, world_size)
+        assert plan.group_size * plan.groups == world_size
+        assert plan.sequential * plan.groups == num_parts
+    if table == "C.1" and algorithm == "msam":
+        assert plan.micro_batch_size == 16, "appendix C"
+        assert plan.groups == 4
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_schedule_at_the_length_of_the_paper(cell: str) -> None:
+    config, num_steps = load(cell, world_size=1), num_steps_of(cell)
+    check_schedule(config.schedule, num_steps=num_steps)
+    peak = column_of(cell)["peak_learning_rate"]
+    settings = bind_schedule(config.schedule, [{"lr": peak}], num_steps=num_steps)
+    rates = [settings(step)[0]["lr"] for step in range(num_steps)]
+    top = max(range(num_steps), key=rates.__getitem__)
+    # Steps count from 0: the last one of the warm-up has the peak.
+    assert abs(top + 1 - column_of(cell)["learning_rate_schedule"]["warmup"] * num_steps) <= 1
+    assert rates[top] == pytest.approx(peak, rel=1e-4)
+    assert rates[0] == pytest.approx(peak / 25)
+    assert rates[-1] == pytest.approx(peak / 250_000)
+
+
+def test_the_lengths_in_steps() -> None:
+    lengths = {cell.removesuffix("_msam"): num_steps_of(cell) for cell in CELLS if "_msam" in cell}
+    assert lengths == {
+        **{f"cifar{n}_{net}": 19400 for n in (10, 100) for net in ("resnet50", "wrn_28_10")},
+        **{f"cifar{n}_vit_b16": 1940 for n in (10, 100)},
+        "imagenet_resnet50": 56250,
+        "imagenet_wrn_50_2": 62500,
+        "imagenet_vit_s32": 93600,
+    }
+
+
+@pytest.mark.parametrize("name", TABLES["published_parameters"])
+def test_a_model_has_the_published_number_of_parameters(name: str) -> None:
+    published = TABLES["published_parameters"][name]
+    request = ModelRequest(name, published["num_classes"], 3)
+    with torch.device("meta"):
+        model = build_model(published["source"], request, seed=0)
+    num = sum(parameter.numel() for parameter in model.parameters())
+    assert round(num / 1e6, 1) == published["millions"]
+
+
+def test_every_recipes_model_has_a_published_number() -> None:
+    used = {str(load(cell, world_size=1).model.name) for cell in CELLS}
+    assert used == set(TABLES["published_parameters"])
+
+
+@pytest.mark.parametrize("cell", TINY)
+def test_one_step_of_the_whole_model(cell: str) -> None:
+    size, arguments = TINY[cell]
+    path = FOLDER / f"{cell}_msam.yaml"
+    overrides = ["batch.size=4", "objective.micro_batches=2", "model.pretrained=false"]
+    if load(f"{cell}_msam", world_size=1).batch.norm_samples is not None:
+        overrides.append("batch.norm_samples=2")
+    overrides += [f"model.args.{key}={value}" for key, value in arguments.items()]
+    config = load_config(path, overrides=overrides, world_size=1, for_training=True)
+    model = build(config, num_classes=10)
+    engine = initialize(model, config=config, num_steps=num_steps_of(f"{cell}_msam"))
+    before = [p.detach().flatten()[:100].clone() for p in model.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, size, size, generator=generator)
+    step = engine.train_step((images, torch.tensor([0, 3, 5, 9])))
+    assert not step.skipped
+    assert 0 < step.loss < 100
+    assert step.ascent_norm > 0
+    assert step.grad_norm > 0
+    after = [p.detach().flatten()[:100] for p in model.parameters()]
+    num_moved = sum(not torch.equal(*pair) for pair in zip(before, after, strict=True))
+    assert num_moved > 0.9 * len(after)
+
+
+def test_the_cifar_resnet_is_torchvisions_with_another_stem() -> None:
+    request = ModelRequest("cifar_resnet50", 10, 3)
+    model = build_model("msam_scale", request, seed=0).eval()
+    other = resnet50(num_classes=10)
+    other.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)
+    other.maxpool = nn.Identity()
+    other.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), other.eval()(images))
+        assert model.get_submodule("layer4")(torch.zeros(1, 1024, 8, 8)).shape[2:] == (4, 4)
+
+
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("write_recipes", FOLDER / "write_recipes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclass looks for it
+    spec.loader.exec_module(module)
+    return module
