@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rank_pool import OnRanks, RankPool
-from report import tables
+from report import found_here, tables, take_over
 
 torch.set_num_threads(1)
 
@@ -32,6 +32,30 @@ def on_ranks(pools: dict[int, RankPool]) -> OnRanks:
         return pools[size].run(function, *arguments, **named)
 
     return run
+
+
+# Their commands take torchrun's and the deepspeed launcher's own port.
+_TAKE_A_FIXED_PORT = {"test_readme.py", "test_launchers.py", "test_benchmarks.py"}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Keeps the tests of a file in one worker process, and those that share ports as well."""
+    shares_ports = item.path.name in _TAKE_A_FIXED_PORT
+    name = "fixed ports" if shares_ports else item.path.name
+    item.add_marker(pytest.mark.xdist_group(name))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hands what a worker process has found out to the process that prints it."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["tables"] = found_here()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes what a worker process has found out; one that died has found nothing."""
+    take_over(getattr(node, "workeroutput", {}).get("tables", {}))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
