@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from rank_pool import OnRanks, RankPool
 from report import found_here, tables, take_over
 
@@ -34,15 +35,11 @@ def on_ranks(pools: dict[int, RankPool]) -> OnRanks:
     return run
 
 
-# Their commands take torchrun's and the deepspeed launcher's own port.
-_TAKE_A_FIXED_PORT = {"test_readme.py", "test_launchers.py", "test_benchmarks.py"}
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Keeps the tests of a file in one worker process, and those that share ports as well."""
-    shares_ports = item.path.name in _TAKE_A_FIXED_PORT
-    name = "fixed ports" if shares_ports else item.path.name
-    item.add_marker(pytest.mark.xdist_group(name))
+@pytest.fixture
+def fixed_ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For commands that take torchrun's and the deepspeed launcher's own port: one at a time."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "fixed_ports.lock"):
+        yield
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
