@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from filelock import FileLock
@@ -12,6 +13,9 @@ from rank_pool import OnRanks, RankPool
 from report import found_here, tables, take_over
 
 torch.set_num_threads(1)
+# Two test processes and their ranks share the cores: how long an example takes says nothing.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
