@@ -29,7 +29,7 @@ def new_directory(target: Path, *, replaces: bool = False) -> Iterator[Path]:
     Raises:
         UserError: `target` is there already and holds something, and is not to be replaced.
     """
-    partial = target.with_name(f".{target.name}.partial-{secrets.token_hex(4)}")
+    partial = partial_name(target)
     # Not `tempfile.mkdtemp`: its folders stay closed to everybody else on a shared file system.
     partial.mkdir(parents=True)
     try:
@@ -38,11 +38,11 @@ def new_directory(target: Path, *, replaces: bool = False) -> Iterator[Path]:
         old = None
         if replaces and target.is_dir():
             old = target.rename(target.with_name(f"{partial.name}-replaced"))
-        _rename(partial, target)
+        rename_to_new(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _flush(target.parent)
+    flush(target.parent)
     if old is not None:
         shutil.rmtree(old)
 
@@ -55,15 +55,15 @@ def remove_partial_directories(parent: Path) -> None:
 
 def replace_file(path: Path, content: bytes) -> None:
     """Writes a file in one step: a reader, or a crash, sees all of the old one or of the new."""
-    partial = path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+    partial = partial_name(path)
     try:
         partial.write_bytes(content)
-        _flush(partial)
+        flush(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def sha256_of_file(path: Path) -> str:
@@ -82,7 +82,24 @@ def pieces_of_file(path: Path, *, start: int = 0) -> Iterator[bytes]:
             yield piece
 
 
-def _rename(partial: Path, target: Path) -> None:
+def partial_name(path: Path) -> Path:
+    """Returns a hidden name beside `path` for what is not finished yet."""
+    return path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+
+
+def rename_to_new(
+    partial: Path, target: Path, *, advice: str = "remove it or choose another folder"
+) -> None:
+    """Renames a folder to one that is not there, or is empty.
+
+    Args:
+        partial: The folder.
+        target: Its new name.
+        advice: What the user can do when something is there.
+
+    Raises:
+        UserError: Something is there; it is left as it is.
+    """
     try:
         # POSIX: replaces an empty folder, refuses one that holds something.
         partial.rename(target)
@@ -90,21 +107,21 @@ def _rename(partial: Path, target: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         raise UserError(
-            f"{target}: there is something here already, and it is never overwritten; "
-            "remove it or choose another folder"
+            f"{target}: there is something here already, and it is never overwritten; {advice}"
         ) from error
 
 
-def _flush_tree(directory: Path) -> None:
-    for folder, _, file_names in os.walk(directory):
-        for name in file_names:
-            _flush(Path(folder, name))
-        _flush(Path(folder))
-
-
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _flush_tree(directory: Path) -> None:
+    for folder, _, file_names in os.walk(directory):
+        for name in file_names:
+            flush(Path(folder, name))
+        flush(Path(folder))

@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing.connection import wait as wait_for_end
+from multiprocessing.synchronize import Event
 from typing import TypeVar
 
 from data_pipelines.errors import UserError
@@ -31,8 +32,8 @@ def run_tasks(
         num_workers: Processes to use; 1 works in this process.
 
     Raises:
-        UserError: `num_workers` is below 1, or a process was killed from outside. What a task
-            raises is raised here, and no further ones are started.
+        UserError: `num_workers` is below 1, no process could start, or one was killed from outside.
+            What a task raises is raised here, and no further ones are started.
     """
     if num_workers < 1:
         raise UserError(f"workers: {num_workers}, but 1 or more are needed")
@@ -42,7 +43,10 @@ def run_tasks(
     # Not "fork": the caller may have threads, whose locks a forked process would find taken.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([_function_module(function)])
-    executor = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker)
+    has_started = context.Event()
+    executor = ProcessPoolExecutor(
+        num_workers, mp_context=context, initializer=_start_worker, initargs=(has_started,)
+    )
     waiting = iter(tasks)
     running: set[Future[Result]] = set()
     try:
@@ -55,6 +59,12 @@ def run_tasks(
             for future in finished:
                 yield future.result()
     except BrokenProcessPool as error:
+        if not has_started.is_set():
+            raise UserError(
+                "no worker process could start: each imports the program's main file first, which "
+                'therefore must be a file that does its work below `if __name__ == "__main__":`; '
+                "one worker (the default) does without"
+            ) from error
         raise UserError(
             "a worker process was killed from outside, for example for want of memory: start "
             "again, maybe with fewer workers; what was finished is kept"
@@ -68,7 +78,8 @@ def _function_module(function: Callable[..., object]) -> str:
     return str(getattr(function, "func", function).__module__)
 
 
-def _start_worker() -> None:
+def _start_worker(has_started: Event) -> None:
+    has_started.set()
     # An interrupt of the terminal reaches all processes; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 from rank_pool import OnRanks, RankPool
-from report import tables
+from report import found_here, tables, take_over
 
 torch.set_num_threads(1)
+# Two test processes and their ranks share the cores: how long an example takes says nothing.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +37,26 @@ def on_ranks(pools: dict[int, RankPool]) -> OnRanks:
         return pools[size].run(function, *arguments, **named)
 
     return run
+
+
+@pytest.fixture
+def fixed_ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For commands that take torchrun's and the deepspeed launcher's own port: one at a time."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "fixed_ports.lock"):
+        yield
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hands what a worker process has found out to the process that prints it."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["tables"] = found_here()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes what a worker process has found out; one that died has found nothing."""
+    take_over(getattr(node, "workeroutput", {}).get("tables", {}))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:

@@ -12,6 +12,16 @@ def add_row(table: str, *cells: str) -> None:
     _tables.setdefault(table, []).append(cells)
 
 
+def take_over(found: dict[str, list[Sequence[str]]]) -> None:
+    """Adds the tables of another process; each is found out in one."""
+    _tables.update(found)
+
+
+def found_here() -> dict[str, list[Sequence[str]]]:
+    """The rows of this process by table."""
+    return _tables
+
+
 def tables() -> list[str]:
     """All tables as text, columns aligned."""
     lines = []

@@ -7,6 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.usefixtures("fixed_ports")
 _ROOT = Path(__file__).parents[1]
 
 

@@ -20,6 +20,7 @@ from reference import Reference, reference_run
 from references import reference_for
 
 from msam_scale.engine import Engine
+from msam_scale.ranks import leave
 
 MODEL = "odd, all of it used"
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -344,3 +345,11 @@ def test_an_engine_that_nobody_holds_lets_go_of_its_buckets(precision: str) -> N
     del engine
     gc.collect()
     assert not buckets
+
+
+def test_a_process_may_leave_its_group_and_join_another() -> None:
+    for _ in range(2):
+        engine = engine_for(Run(_config("zero2"), model=MODEL))
+        assert not _train_step(engine, 0).skipped
+        del engine
+        leave()

@@ -22,9 +22,10 @@ from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
 from data_pipelines.loading.schedule import MiniBatchSchedule
 from data_pipelines.loading.step_plan import StepPlan
-from data_pipelines.order import augmentation_rng
+from data_pipelines.order.mixing import checked_seed
 from data_pipelines.reading import ShardReader
 from data_pipelines.sources import ShardSource
+from data_pipelines.transforms.identity import augmented
 
 # Which sample, and in which epoch: the augmentation depends on both.
 SampleKey = tuple[int, int]
@@ -54,13 +55,13 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
             source: Reads the bytes of the shards; by default from the folder of the index.
 
         Raises:
-            UserError: The split is text.
+            UserError: The split is text, or the seed is out of range.
         """
         if index.meta.tokens is not None:
             raise UserError(f"{index.directory}: holds text; `MicroBatchLoader` loads it")
         self._num_samples = index.num_samples
         self._reader = ShardReader(index, source=source)
-        self._seed = seed
+        self._seed = checked_seed(seed)
         self._transform = transform
 
     def __len__(self) -> int:
@@ -77,15 +78,18 @@ class IndexedDataset(Dataset[tuple[Any, int]]):
 
     def __getitems__(self, keys: Sequence[SampleKey]) -> list[tuple[Any, int]]:
         """Returns several samples, which are read together; `DataLoader` prefers it."""
-        found: list[tuple[Any, int] | None] = [None] * len(keys)
+        found: dict[int, tuple[Any, int]] = {}
         for place, sample in self._reader.read([sample_id for _, sample_id in keys]):
             found[place] = self._transformed(sample.image, keys[place]), sample.label
-        return [sample for sample in found if sample is not None]
+        assert len(found) == len(keys), "the reader left samples out"
+        return [found[place] for place in range(len(keys))]
 
     def _transformed(self, image: NDArray[np.uint8], key: SampleKey) -> Any:
-        rng = augmentation_rng(self._seed, *key)
+        epoch, sample_id = key
         if self._transform is not None:
-            image = self._transform(image, rng)
+            image = augmented(
+                self._transform, image, seed=self._seed, epoch=epoch, sample_id=sample_id
+            )
         # Images as they are stored are views of what was read, which tensors must not write to.
         return torch.from_numpy(image.copy()) if isinstance(image, np.ndarray) else image
 

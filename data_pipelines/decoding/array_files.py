@@ -94,5 +94,11 @@ def _layout(header: bytes) -> tuple[tuple[int, ...], np.dtype[Any], Literal["C",
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
         raise ValueError(f"version {version} of the .npy format, which samples never need")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    try:
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+    except ValueError:
+        raise
+    except Exception as error:
+        # NumPy reads the header as Python source, and what Python says of that may be anything.
+        raise ValueError(f"damaged .npy header: {type(error).__name__}: {error}") from error
     return shape, dtype, "F" if is_fortran else "C"

@@ -65,7 +65,7 @@ def _fast_jpeg_size(payload: bytes) -> tuple[int, int] | None:
     """Returns (height, width) of a JPEG that `simplejpeg` can decode; None for others."""
     try:
         height, width, colourspace, _ = simplejpeg.decode_jpeg_header(payload)
-    except ValueError:
+    except (ValueError, KeyError):  # KeyError: a chroma subsampling that it has no name for, 4:4:1
         return None
     if colourspace not in _FAST_COLOURSPACES:
         return None

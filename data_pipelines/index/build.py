@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import filelock
 import numpy as np
@@ -61,7 +60,7 @@ def build_index(
     shards = find_shards(patterns)
     return index_shards(
         shards,
-        split=shards[0].parent.name,
+        split=_folder_name(shards[0].parent),
         num_classes=num_classes,
         preshuffle_seed=None,
         created_by="data_pipelines: index of existing shards",
@@ -102,7 +101,7 @@ def index_shards(
 
     Raises:
         UserError: A shard is damaged, samples differ in their columns, a label is out of range,
-            the count is not the expected one, or there is an index already.
+            the count is not the expected one, there is an index already, or it cannot be written.
     """
     directory = _common_folder(shards)
     with _work_folder(directory) as work:
@@ -121,18 +120,18 @@ def index_shards(
         classes = _num_classes(tasks, found, given=num_classes)
         columns = found[0].columns
         with new_directory(directory / INDEX_FOLDER) as folder:
-            samples = _write_samples(folder / SAMPLES_FILE, tasks, found)
+            class_counts = _write_samples(folder / SAMPLES_FILE, tasks, found, num_classes=classes)
             with (folder / KEYS_FILE).open("wb") as file:
                 for task in tasks:
                     file.write(task.keys_path.read_bytes())
             shard_metas = tuple(findings.shard for findings in found)
-            meta = IndexMeta(
+            unsigned = IndexMeta(
                 format=FORMAT_NAME,
                 version=FORMAT_VERSION,
                 split=split,
                 num_samples=num_samples,
                 num_classes=classes,
-                class_counts=tuple(np.bincount(samples["label"], minlength=classes).tolist()),
+                class_counts=tuple(class_counts.tolist()),
                 columns=columns,
                 image_shape=_common_shape(found),
                 preshuffle_seed=preshuffle_seed,
@@ -140,13 +139,13 @@ def index_shards(
                 ignored_columns=tuple(sorted(ignored_columns)),
                 shards=shard_metas,
                 created_by=created_by,
-                fingerprint=fingerprint_of(
-                    folder / SAMPLES_FILE, shards=shard_metas, columns=columns
-                ),
+                fingerprint="",
             )
+            meta = unsigned.model_copy(update={"fingerprint": fingerprint_of(folder, unsigned)})
             meta.write(folder / META_FILE)
         shutil.rmtree(work)
-    return SampleIndex.open(directory)
+    # Not `open`: where only some of the shards were asked for, the folder holds others, too.
+    return SampleIndex(directory, meta)
 
 
 @contextmanager
@@ -166,9 +165,13 @@ def _work_folder(directory: Path) -> Iterator[Path]:
         raise UserError(f"{directory}: the index cannot be written here: {error}") from error
     with held:
         work = directory / f".{INDEX_FOLDER}.unfinished"
-        work.mkdir(exist_ok=True)
         try:
+            work.mkdir(exist_ok=True)
             yield work
+        except OSError as error:
+            raise UserError(
+                f"{directory}: cannot be indexed: {error}; what was scanned is kept"
+            ) from error
         finally:
             Path(lock.lock_file).unlink(missing_ok=True)
 
@@ -182,6 +185,11 @@ def _scanned(
         found[findings.shard.name] = findings
         progress("indexing", done=len(found), total=len(tasks), unit="shards")
     return [found[task.path.name] for task in tasks]
+
+
+def _folder_name(folder: Path) -> str:
+    # `.` and `..` have none themselves.
+    return folder.resolve().name if folder.name in ("", "..") else folder.name
 
 
 def _common_folder(shards: Sequence[Path]) -> Path:
@@ -225,23 +233,24 @@ def _num_classes(
 
 
 def _write_samples(
-    path: Path, tasks: Sequence[ScanTask], found: Sequence[ShardFindings]
-) -> NDArray[Any]:
-    """Joins the tables of the shards in the file, a shard at a time."""
-    samples: NDArray[Any] = np.lib.format.open_memmap(
-        path,
-        mode="w+",
-        dtype=sample_dtype(found[0].columns, has_tokens=found[0].has_tokens),
-        shape=(sum(findings.shard.num_samples for findings in found),),
-        version=(1, 0),
-    )
-    start = 0
-    for task, findings in zip(tasks, found, strict=True):
-        stop = start + findings.shard.num_samples
-        samples[start:stop] = np.load(task.samples_path, allow_pickle=False)
-        start = stop
-    samples.flush()  # type: ignore[attr-defined]
-    return samples
+    path: Path, tasks: Sequence[ScanTask], found: Sequence[ShardFindings], *, num_classes: int
+) -> NDArray[np.int64]:
+    """Joins the tables of the shards in the file, a shard at a time; returns the class counts."""
+    dtype = sample_dtype(found[0].columns, has_tokens=found[0].has_tokens)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (sum(findings.shard.num_samples for findings in found),),
+    }
+    class_counts = np.zeros(num_classes, np.int64)
+    # Written, not mapped: on a full disk a mapped file would kill the process.
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for task in tasks:
+            table = np.load(task.samples_path, allow_pickle=False)
+            class_counts += np.bincount(table["label"], minlength=num_classes)
+            file.write(table.tobytes())
+    return class_counts
 
 
 def _common_shape(found: Sequence[ShardFindings]) -> tuple[int, int, int] | None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pydantic
 
-from data_pipelines.durable_files import pieces_of_file
+from data_pipelines.durable_files import sha256_of_file
 from data_pipelines.errors import UserError
 
 INDEX_FOLDER = "index"
@@ -24,6 +24,15 @@ KEYS_FILE = "keys.txt"
 
 FORMAT_NAME = "data_pipelines.index"
 FORMAT_VERSION = 1
+
+_FINGERPRINTED = {
+    "columns",
+    "num_samples",
+    "num_classes",
+    "class_counts",
+    "image_shape",
+    "tokens",
+}
 
 # The way out that messages about missing or damaged data name.
 REMAKE = (
@@ -147,12 +156,24 @@ def size_field(column: str) -> str:
     return f"{column}.size"
 
 
-def fingerprint_of(
-    samples_file: Path, *, shards: Sequence[ShardMeta], columns: Sequence[str]
-) -> str:
-    """Returns the fingerprint of a split: two are equal when the samples are, in the same order."""
-    content = {"columns": list(columns), "shards": [shard.sha256 for shard in shards]}
-    digest = hashlib.sha256(json.dumps(content).encode("ascii"))
-    for piece in pieces_of_file(samples_file):
-        digest.update(piece)
-    return digest.hexdigest()
+def fingerprint_of(folder: Path, meta: IndexMeta) -> str:
+    """Returns the fingerprint of a split: two are equal when the samples are, in the same order.
+
+    It covers everything that readers rely on, and so finds an index that was changed or damaged;
+    names for people and file names, which may be others for the same samples, are left out.
+
+    Args:
+        folder: Holds samples.npy and keys.txt.
+        meta: What meta.json says; its fingerprint is not looked at.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    content = meta.model_dump(mode="json", include=_FINGERPRINTED)
+    content["shards"] = [[shard.bytes, shard.num_samples, shard.sha256] for shard in meta.shards]
+    for name in (SAMPLES_FILE, KEYS_FILE):
+        try:
+            content[name] = sha256_of_file(folder / name)
+        except OSError as error:
+            raise UserError(f"{folder / name}: cannot be read ({error}); {REMAKE}") from error
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode("ascii")).hexdigest()

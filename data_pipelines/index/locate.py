@@ -1,19 +1,20 @@
 """From what the user wrote to the folder that holds a split, or to shards."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import braceexpand
 
 from data_pipelines.errors import UserError
-from data_pipelines.index.format import INDEX_FOLDER, META_FILE, REMAKE
+from data_pipelines.index.format import INDEX_FOLDER, META_FILE, REMAKE, IndexMeta
 
 
 def find_split(location: str | Path) -> tuple[Path, list[str] | None]:
     """Finds the folder of a split.
 
     Args:
-        location: The folder itself, or the shards in it, as `DIR/train-{000000..000003}.tar`.
+        location: The folder itself, or the shards in it, as `DIR/train-{000000..000003}.tar` or
+            `DIR/train-*.tar`.
 
     Returns:
         The folder, which has an `index/`, and the file names of the shards if those were given.
@@ -22,7 +23,7 @@ def find_split(location: str | Path) -> tuple[Path, list[str] | None]:
         UserError: There is no such folder or it has no index.
     """
     path = Path(location)
-    if path.is_dir():
+    if is_folder(path):
         directory, names = path, None
     elif path.suffix == ".tar":
         directory, names = _in_one_folder(str(location))
@@ -31,9 +32,27 @@ def find_split(location: str | Path) -> tuple[Path, list[str] | None]:
             f"{location}: no such folder; give the folder of a split or its shards as "
             f"DIR/train-{{000000..000003}}.tar, or {REMAKE}"
         )
-    if not (directory / INDEX_FOLDER / META_FILE).is_file():
+    if not is_folder(directory) or not (directory / INDEX_FOLDER / META_FILE).is_file():
         raise UserError(f"{directory}: {_why_not_a_split(directory)}")
     return directory, names
+
+
+def other_shards(directory: Path, meta: IndexMeta) -> list[str]:
+    """Returns the names of the shards in a split's folder that its index does not have."""
+    indexed = {shard.name for shard in meta.shards}
+    return [path.name for path in _not_hidden(directory.glob("*.tar")) if path.name not in indexed]
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a path is a folder.
+
+    Raises:
+        UserError: It cannot be looked at; it may be longer than paths can be.
+    """
+    try:
+        return path.is_dir()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be looked at: {error.strerror}") from error
 
 
 def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
@@ -59,9 +78,10 @@ def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
 
 def _shards_of(path: Path) -> list[Path]:
     if "*" in path.name:
-        found = sorted(path.parent.glob(path.name))
-    elif path.is_dir():
-        found = sorted(path.glob("*.tar"))
+        is_folder(path.parent)
+        found = _not_hidden(path.parent.glob(path.name))
+    elif is_folder(path):
+        found = _not_hidden(path.glob("*.tar"))
     else:
         found = [path] if path.is_file() else []
     if not found:
@@ -70,7 +90,11 @@ def _shards_of(path: Path) -> list[Path]:
 
 
 def _in_one_folder(pattern: str) -> tuple[Path, list[str]]:
-    paths = _expand(pattern)
+    paths = [
+        path
+        for each in _expand(pattern)
+        for path in (_shards_of(each) if "*" in each.name else [each])
+    ]
     folders = sorted({str(path.parent) for path in paths})
     if len(folders) > 1:
         raise UserError(
@@ -86,8 +110,13 @@ def _expand(pattern: str) -> list[Path]:
         raise UserError(f"{pattern}: the braces do not match ({error})") from error
 
 
+def _not_hidden(paths: Iterable[Path]) -> list[Path]:
+    # Such as the `._train-000000.tar` that macOS puts beside a file.
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
 def _why_not_a_split(directory: Path) -> str:
-    if not directory.is_dir():
+    if not is_folder(directory):
         return f"no such folder; {REMAKE}"
     splits = sorted(
         path.parent.parent.name for path in directory.glob(f"*/{INDEX_FOLDER}/{META_FILE}")

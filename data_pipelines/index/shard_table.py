@@ -1,5 +1,6 @@
 """What one shard holds, as the piece of the index that is about it."""
 
+import io
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,10 @@ def scan_to_files(task: ScanTask) -> ShardFindings:
     after = task.path.stat()
     if (after.st_mtime_ns, after.st_size) != (before.st_mtime_ns, before.st_size):
         raise UserError(f"{task.path}: was changed while it was read; wait until it is whole")
-    np.save(task.samples_path, samples.table(), allow_pickle=False)
+    # Through memory: where a disk is full, NumPy's own writing does not say so.
+    stream = io.BytesIO()
+    np.save(stream, samples.table(), allow_pickle=False)
+    task.samples_path.write_bytes(stream.getvalue())
     task.keys_path.write_text("".join(f"{key}\n" for key in samples.keys), encoding="utf-8")
     replace_file(task.findings_path, findings.model_dump_json().encode("utf-8"))
     return findings

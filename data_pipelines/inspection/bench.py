@@ -1,5 +1,6 @@
 """Measures how fast a split is read, stage by stage, and what the time goes into."""
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,13 +15,14 @@ from numpy.typing import NDArray
 from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
 from data_pipelines.loading import MicroBatchLoader
-from data_pipelines.order import augmentation_rng
 from data_pipelines.order.mixing import derive_key
 from data_pipelines.order.permutation import Permutation
 from data_pipelines.reading import ShardReader
 from data_pipelines.transforms import TransformPreset, transform_preset
+from data_pipelines.transforms.identity import augmented
 
 _NUM_ROUNDS = 5
+_DEFAULT_BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def bench_split(
     *,
     transform: str | None = None,
     num_workers: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     num_samples: int = 2048,
     loader_seconds: float = 2.0,
     seed: int = 0,
@@ -71,7 +73,7 @@ def bench_split(
         location: The split, see `SampleIndex.open`.
         transform: For images: name of the transform preset; by default `none`.
         num_workers: Processes of the loader.
-        batch_size: Samples of a batch.
+        batch_size: Samples of a batch; by default 64, or as many as there are if those are fewer.
         num_samples: Samples to measure the stages with; fewer when the split is smaller.
         loader_seconds: How long the loader is measured, after a start of the same length.
         seed: Of the random order and the augmentation.
@@ -84,8 +86,14 @@ def bench_split(
     if holds_text and transform is not None:
         raise UserError(f"transform: {transform!r} is without effect on text; leave it out")
     preset = None if holds_text else transform_preset(transform or "none")
-    if batch_size < 1 or batch_size > index.num_samples:
+    if batch_size is None:
+        batch_size = min(_DEFAULT_BATCH_SIZE, index.num_samples)
+    if not 1 <= batch_size <= index.num_samples:
         raise UserError(f"batch size: {batch_size} is not in 1 … {index.num_samples}")
+    if not 0 <= loader_seconds < math.inf:  # which is false for a NaN, too
+        raise UserError(f"seconds: {loader_seconds} is no time the loader can be measured for")
+    if num_samples < 1:
+        raise UserError(f"samples: {num_samples} is not positive")
     shuffled = Permutation(index.num_samples, key=derive_key("bench", seed))
     ids = shuffled(np.arange(min(num_samples, index.num_samples)))
     rounds = [
@@ -144,7 +152,9 @@ def _measure_stages(
     start = time.process_time()
     if preset is not None:
         for position, sample in samples:
-            preset.augment(sample.image, augmentation_rng(seed, 0, int(ids[position])))
+            augmented(
+                preset.augment, sample.image, seed=seed, epoch=0, sample_id=int(ids[position])
+            )
     transformed = time.process_time() - start if preset is not None else 0.0
     totals = {"read": read, "decode": decoder.seconds, "transform": transformed}
     return {name: seconds / len(ids) for name, seconds in totals.items()}

@@ -10,10 +10,12 @@ import numpy as np
 from data_pipelines.errors import UserError
 from data_pipelines.index import IndexMeta, SampleIndex
 from data_pipelines.index.format import INDEX_FOLDER, META_FILE
+from data_pipelines.index.locate import is_folder, other_shards
 from data_pipelines.inspection.check_shard import Problem, check_shard
 from data_pipelines.preparation.record import RECORD_FILE, DatasetRecord
 from data_pipelines.processes import run_tasks
 from data_pipelines.progress import Progress, no_progress
+from data_pipelines.sources.file_names import checked_file_name
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def check_dataset(
 
     It goes on after a problem, so that one run finds them all: shards that are missing or differ
     from their checksum, samples that differ from theirs, cannot be decoded or are of another class
-    than the index says, an index that differs from its fingerprint, and counts that disagree.
+    than the index says, an index that differs from its fingerprint, shards that it does not have,
+    and counts that disagree.
 
     Args:
         directory: The folder.
@@ -86,8 +89,11 @@ def check_dataset(
 
 def _splits_of(root: Path) -> dict[str, str | None]:
     """Returns the recorded fingerprint by split; None for a folder that is itself a split."""
-    if (root / RECORD_FILE).is_file():
-        return dict(DatasetRecord.read(root).fingerprints)
+    if is_folder(root) and (root / RECORD_FILE).is_file():
+        fingerprints = DatasetRecord.read(root).fingerprints
+        for split in fingerprints:
+            checked_file_name(split, found_in=str(root / RECORD_FILE), kind="split")
+        return dict(fingerprints)
     if (root / INDEX_FOLDER).is_dir():
         return {root.name: None}
     raise UserError(
@@ -96,15 +102,12 @@ def _splits_of(root: Path) -> dict[str, str | None]:
 
 
 def _open(folder: Path, problems: list[Problem]) -> SampleIndex | None:
+    # Not `SampleIndex.open`, which would stop at the first problem of all that are looked for here.
     try:
-        return SampleIndex.open(folder)
-    except UserError:
-        # Something about the shards, which are looked at one by one below; or the index itself.
-        try:
-            return SampleIndex(folder, IndexMeta.read(folder / INDEX_FOLDER / META_FILE))
-        except UserError as error:
-            problems.append(Problem(str(folder), str(error)))
-            return None
+        return SampleIndex(folder, IndexMeta.read(folder / INDEX_FOLDER / META_FILE))
+    except UserError as error:
+        problems.append(Problem(str(folder), str(error)))
+        return None
 
 
 def _problems_of_index(index: SampleIndex, fingerprint: str | None) -> Iterator[Problem]:
@@ -115,6 +118,8 @@ def _problems_of_index(index: SampleIndex, fingerprint: str | None) -> Iterator[
         yield Problem(where, str(error))
     if fingerprint is not None and index.fingerprint != fingerprint:
         yield Problem(where, f"not the split that {RECORD_FILE} records")
+    for name in other_shards(index.directory, index.meta):
+        yield Problem(str(index.directory / name), f"not in {INDEX_FOLDER}/: nothing reads it")
     labels = np.asarray(index.samples["label"])
     if labels.size and (labels.min() < 0 or labels.max() >= index.num_classes):
         yield Problem(where, f"labels {labels.min()} … {labels.max()} of {index.num_classes}")

@@ -2,15 +2,19 @@
 
 import hashlib
 import mmap
+import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 
+from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
-from data_pipelines.index.format import offset_field, size_field
+from data_pipelines.index.format import INDEX_FOLDER, META_FILE, offset_field, size_field
+from data_pipelines.sources.file_names import checked_file_name
 
 _MAX_PROBLEMS = 20
 
@@ -35,21 +39,34 @@ class ShardReport:
 def check_shard(index: SampleIndex, shard: int) -> ShardReport:
     """Reads a shard once, and checks and decodes every sample in it."""
     path = index.shard_path(shard)
+    found_in = str(index.directory / INDEX_FOLDER / META_FILE)
     first, stop = np.searchsorted(index.samples["shard"], [shard, shard + 1]).tolist()
+    num_bytes = 0
     try:
-        with path.open("rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            with content, memoryview(content) as view:
-                problems = list(_problems(index, shard, view, range(first, stop)))
-                num_bytes = len(view)
-    except (OSError, ValueError) as error:  # ValueError: the file is empty
-        problems, num_bytes = [Problem(str(path), f"cannot be read: {error}")], 0
+        checked_file_name(index.meta.shards[shard].name, found_in=found_in)
+        with path.open("rb") as file, _mapped(file) as view:
+            problems = list(_problems(index, shard, view, range(first, stop)))
+            num_bytes = len(view)
+    except UserError as error:
+        problems = [Problem(found_in, str(error))]
+    except OSError as error:
+        problems = [Problem(str(path), f"cannot be read: {error}")]
     return ShardReport(
         num_samples=stop - first,
         num_bytes=num_bytes,
         problems=tuple(problems[:_MAX_PROBLEMS]),
         num_more_problems=max(0, len(problems) - _MAX_PROBLEMS),
     )
+
+
+@contextmanager
+def _mapped(file: IO[bytes]) -> Iterator[memoryview]:
+    if not os.fstat(file.fileno()).st_size:  # which cannot be mapped
+        yield memoryview(b"")
+        return
+    content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    with content, memoryview(content) as view:
+        yield view
 
 
 def _problems(
@@ -68,7 +85,8 @@ def _problems(
         what = _problem_of_sample(index, content, sample_id)
         if what is not None:
             num_damaged += 1
-            yield Problem(f"{path}: sample {index.key(sample_id)!r}", what)
+            name = repr(index.key(sample_id)) if index.has_keys else f"number {sample_id}"
+            yield Problem(f"{path}: sample {name}", what)
     if is_changed and not num_damaged:
         yield Problem(
             path,

@@ -15,8 +15,8 @@ from data_pipelines.loading.items import Item, Part
 from data_pipelines.loading.layout import BatchLayout, Field
 from data_pipelines.loading.mixing import mixed_batch
 from data_pipelines.loading.resident import ResidentSamples
-from data_pipelines.order import augmentation_rng
 from data_pipelines.transforms import TransformPreset, augmentation_words
+from data_pipelines.transforms.identity import augmented
 from data_pipelines.transforms.presets import Image, Images
 
 
@@ -125,5 +125,10 @@ class ImageBatcher:
     def _transformed(self, image: Image, sample_id: int, epoch: int) -> Image:
         if self.augmentation_seed is None:
             return self.transform.prepare(image)
-        rng = augmentation_rng(self.augmentation_seed, epoch, sample_id)
-        return self.transform.augment(image, rng)
+        return augmented(
+            self.transform.augment,
+            image,
+            seed=self.augmentation_seed,
+            epoch=epoch,
+            sample_id=sample_id,
+        )

@@ -22,6 +22,8 @@ DEFAULT_HOST_BYTES = 1 << 30
 _MAX_LENT = 2
 # Parts on their way for each worker; more would only take memory.
 _MOST_AHEAD = 4
+# How torch's `DataLoader` begins to say so, in a `RuntimeError` as for anything else.
+_WORKER_KILLED = "DataLoader worker (pid"
 
 
 @dataclass(frozen=True)
@@ -190,9 +192,7 @@ class _StartedPool:
         self._iteration += 1
         iteration = self._iteration
         num_loaded = 0
-        loaded_parts = iter(self._loader)
-        self._pin()
-        for loaded in loaded_parts:
+        for loaded in self._loaded_parts():
             assert iteration == self._iteration, "this iteration was ended by a later one"
             if isinstance(loaded, UserError):
                 # A new error: one raised here while this frame holds it would be a reference cycle,
@@ -207,6 +207,29 @@ class _StartedPool:
             self._parts.under_way.popleft()
             num_loaded = 0
             yield self._batch(under_way)
+
+    def _loaded_parts(self) -> Iterator[LoadedPart | UserError]:
+        """Yields what the workers load, and says it clearly when one of them was killed."""
+        loaded_parts: Iterator[LoadedPart | UserError] | None = None
+        while True:
+            try:
+                if loaded_parts is None:
+                    loaded_parts = iter(self._loader)
+                    self._pin()  # not before the workers are started
+                loaded = next(loaded_parts)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if _WORKER_KILLED not in str(error):
+                    raise
+                reason = " ".join(str(error).split())
+            else:
+                yield loaded
+                continue
+            raise UserError(
+                f"a loader process was killed from outside, for example for want of memory: "
+                f"{reason} Start again, maybe with fewer workers or less memory for batches"
+            )
 
     def _batch(self, loaded: "_UnderWay") -> Batch:
         item = loaded.item

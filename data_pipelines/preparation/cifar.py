@@ -86,10 +86,7 @@ _CIFAR100 = _Edition(
 def _open(
     options: PreparationOptions, scratch: Path, progress: Progress, *, edition: _Edition
 ) -> OpenedDataset:
-    assert options.source is not None, "the recipe requires it"
-    archive = options.source / edition.archive if options.source.is_dir() else options.source
-    if not archive.is_file():
-        raise UserError(f"{archive}: no such file; it has to be the published archive")
+    archive = _archive(options, edition)
     num_bytes, md5 = archive.stat().st_size, _md5(archive)
     if num_bytes == edition.num_bytes and md5 != edition.md5:
         raise UserError(
@@ -111,9 +108,28 @@ def _open(
         splits=splits,
         num_classes=len(class_names),
         class_names=class_names,
-        sources={archive.name: f"{num_bytes} bytes, md5 {md5}"},
+        sources={archive.name: _described(num_bytes, md5)},
         notes=() if is_published else (f"not the published archive, whose md5 is {edition.md5}",),
     )
+
+
+def _describe(
+    options: PreparationOptions, scratch: Path, progress: Progress, *, edition: _Edition
+) -> dict[str, str]:
+    archive = _archive(options, edition)
+    return {archive.name: _described(archive.stat().st_size, _md5(archive))}
+
+
+def _described(num_bytes: int, md5: str) -> str:
+    return f"{num_bytes} bytes, md5 {md5}"
+
+
+def _archive(options: PreparationOptions, edition: _Edition) -> Path:
+    assert options.source is not None, "the recipe requires it"
+    archive = options.source / edition.archive if options.source.is_dir() else options.source
+    if not archive.is_file():
+        raise UserError(f"{archive}: no such file; it has to be the published archive")
+    return archive
 
 
 def _split(
@@ -214,6 +230,7 @@ def _recipe(name: str, num_classes: int, edition: _Edition) -> DatasetRecipe:
             f"60 000 colour images of {num_classes} classes, 32x32 pixels; the test set becomes val"
         ),
         open=functools.partial(_open, edition=edition),
+        describe=functools.partial(_describe, edition=edition),
         source=f"{edition.archive}, or the folder it is in",
     )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from data_pipelines.errors import UserError
 from data_pipelines.preparation.image_sources import IMAGE_COLUMNS, FolderImages
 from data_pipelines.preparation.image_table import ImageEntry, ImageTable, write_image_table
+from data_pipelines.preparation.record import printable
 from data_pipelines.progress import Progress
 
 # Images as others understand them, but not by the decoders here.
@@ -24,11 +25,13 @@ class ClassFolders:
     Attributes:
         images: All of them, by class and name.
         left_out: How many other files there are, by the ending of their name.
+        beside: How many images lie beside the class folders instead of in one, likewise.
         endings: How many images there are, likewise.
     """
 
     images: FolderImages
     left_out: Counter[str]
+    beside: Counter[str]
     endings: Counter[str]
 
     @property
@@ -37,6 +40,10 @@ class ClassFolders:
         notes = []
         if self.left_out:
             notes.append(f"{self.images.root}: left out, no images: {_counts(self.left_out)}")
+        if self.beside:
+            notes.append(
+                f"{self.images.root}: left out, beside the class folders: {_counts(self.beside)}"
+            )
         if len({IMAGE_COLUMNS[ending] for ending in self.endings}) > 1:
             notes.append(
                 f"images of several formats ({_counts(self.endings)}) are all stored as "
@@ -49,13 +56,19 @@ def class_names_of(root: Path) -> list[str]:
     """Returns the names of the class folders, sorted: their places are the class numbers.
 
     Raises:
-        UserError: There are none.
+        UserError: There are none, or a name is not UTF-8.
     """
     names = sorted(
         entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_hidden(entry.name)
     )
     if not names:
         raise UserError(f"{root}: has no subfolders; each class needs one, with its images")
+    for name in names:
+        if printable(name) != name:
+            raise UserError(
+                f"{printable(str(root / name))}: the name of a class has to be UTF-8; rename the "
+                "folder"
+            )
     return names
 
 
@@ -71,8 +84,8 @@ def find_images(
         progress: Is told how far it is.
 
     Raises:
-        UserError: A class is unknown or has no images, or an image is of a format that cannot be
-            decoded.
+        UserError: A class is unknown or has no images, an image is of a format that cannot be
+            decoded, or a folder is reached on two ways.
     """
     unknown = sorted(set(class_names_of(root)) - set(class_names))
     if unknown:
@@ -90,16 +103,18 @@ def find_images(
         table=ImageTable(folder),
         column=columns.pop() if len(columns) == 1 else "jpg",
     )
-    return ClassFolders(images=images, left_out=left_out, endings=endings)
+    beside = Counter(ending for ending in map(_ending, os.scandir(root)) if ending)
+    return ClassFolders(images=images, left_out=left_out, beside=beside, endings=endings)
 
 
 def _entries(
     root: Path, class_names: Sequence[str], *, left_out: Counter[str], endings: Counter[str]
 ) -> Iterator[ImageEntry]:
+    visited: dict[tuple[int, int], Path] = {}
     for label, class_name in enumerate(class_names):
         if not (root / class_name).is_dir():
             continue
-        found = sorted(_images_below(root / class_name, left_out=left_out))
+        found = sorted(_images_below(root / class_name, left_out=left_out, visited=visited))
         if not found:
             raise UserError(
                 f"{root / class_name}: holds no images ({', '.join(sorted(IMAGE_COLUMNS))})"
@@ -110,8 +125,11 @@ def _entries(
             yield ImageEntry(name=name, label=label, offset=0, num_bytes=num_bytes)
 
 
-def _images_below(folder: Path, *, left_out: Counter[str]) -> Iterator[tuple[Path, int]]:
+def _images_below(
+    folder: Path, *, left_out: Counter[str], visited: dict[tuple[int, int], Path]
+) -> Iterator[tuple[Path, int]]:
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
+        _check_first_visit(Path(parent), visited)
         folders[:] = [name for name in folders if not _is_hidden(name)]
         for name in files:
             if _is_hidden(name):
@@ -127,6 +145,24 @@ def _images_below(folder: Path, *, left_out: Counter[str]) -> Iterator[tuple[Pat
                 yield path, path.stat().st_size
             else:
                 left_out[ending or "(no ending)"] += 1
+
+
+def _check_first_visit(folder: Path, visited: dict[tuple[int, int], Path]) -> None:
+    """Refuses links in a circle, and a second one to the same folder: they multiply samples."""
+    status = folder.stat()
+    before = visited.setdefault((status.st_dev, status.st_ino), folder)
+    if before is not folder:
+        raise UserError(
+            f"{folder}: the same folder as {before}, whose images would count twice; remove the "
+            "link"
+        )
+
+
+def _ending(entry: os.DirEntry[str]) -> str | None:
+    """Returns the ending of a file's name if it is an image's that can be stored."""
+    ending = Path(entry.name).suffix.lower()
+    is_image = ending in IMAGE_COLUMNS and not _is_hidden(entry.name) and entry.is_file()
+    return ending if is_image else None
 
 
 def _counted(
@@ -149,4 +185,4 @@ def _raise(error: OSError) -> None:
 
 
 def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{count} {ending}" for ending, count in sorted(counter.items()))
+    return ", ".join(f"{count} {printable(ending)}" for ending, count in sorted(counter.items()))

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from data_pipelines.errors import UserError
 from data_pipelines.preparation.recipe import DatasetRecipe, OpenedDataset, PreparationOptions
-from data_pipelines.preparation.text_datasets import open_texts
-from data_pipelines.preparation.text_rows import TextFile
+from data_pipelines.preparation.text_datasets import describe_texts, open_texts
+from data_pipelines.preparation.text_rows import TextFile, ends_with_line_break
 from data_pipelines.progress import Progress
 
 _CLASSES = {"0": 0, "1": 1}
@@ -130,12 +130,7 @@ _QQP = _Task(
 def _open(
     options: PreparationOptions, scratch: Path, progress: Progress, *, task: _Task
 ) -> OpenedDataset:
-    assert options.source is not None, "the recipe requires it"
-    layout = _find_layout(options.source, task)
-    files = {
-        split: [replace(layout.columns, path=options.source / name) for name in names]
-        for split, names in layout.files.items()
-    }
+    layout, files = _find_files(options, task)
     dataset = open_texts(
         files,
         classes=_CLASSES,
@@ -151,12 +146,30 @@ def _open(
             continue
         notes.append(f"{split}: {found} rows, not the {num_rows} of GLUE")
         for path in (file.path for file in files[split]):
-            if layout.is_glue and not _ends_with_line_break(path):
+            if layout.is_glue and not ends_with_line_break(path):
                 raise UserError(
                     f"{path}: cut short: ends within a line, and {split} has {found} rows instead "
                     f"of {num_rows}"
                 )
     return replace(dataset, notes=tuple(notes))
+
+
+def _describe(
+    options: PreparationOptions, scratch: Path, progress: Progress, *, task: _Task
+) -> dict[str, str]:
+    return describe_texts(_find_files(options, task)[1])
+
+
+def _find_files(
+    options: PreparationOptions, task: _Task
+) -> tuple[_Layout, dict[str, list[TextFile]]]:
+    source = options.source
+    assert source is not None, "the recipe requires it"
+    layout = _find_layout(source, task)
+    return layout, {
+        split: [replace(layout.columns, path=source / name) for name in names]
+        for split, names in layout.files.items()
+    }
 
 
 def _find_layout(source: Path, task: _Task) -> _Layout:
@@ -181,12 +194,6 @@ def _fits_header(source: Path, layout: _Layout) -> bool:
     return len(first) == layout.columns.num_columns
 
 
-def _ends_with_line_break(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 1))
-        return file.read() == b"\n"
-
-
 def _names(layout: _Layout) -> str:
     return ", ".join(name for names in layout.files.values() for name in names)
 
@@ -197,6 +204,8 @@ def _recipe(name: str, description: str, task: _Task) -> DatasetRecipe:
         name=name,
         description=f"{description}; the development set becomes val",
         open=functools.partial(_open, task=task),
+        describe=functools.partial(_describe, task=task),
+        source_is_folder=True,
         source=f"the folder with {'; or '.join(layouts)}",
         required=frozenset({"tokenizer"}),
         optional=frozenset({"max_length"}),

@@ -6,6 +6,7 @@ comes the size of each dimension, big-endian in four bytes, and then the content
 
 import contextlib
 import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ from data_pipelines.errors import UserError
 
 _UNSIGNED_BYTES = 8
 _BLOCK_ROWS = 4096
+# No file is compressed to less than one byte of so many: https://zlib.net/zlib_tech.html.
+_MOST_COMPRESSED = 1032
 
 
 def find_idx_file(folder: Path, stem: str, *, num_dimensions: int) -> Path:
@@ -92,8 +95,13 @@ def _read_sizes(path: Path, file: BinaryIO, *, num_dimensions: int) -> tuple[int
         )
     header = _read_exactly(path, file, 4 * num_dimensions)
     sizes = tuple(np.frombuffer(header, ">u4").tolist())
+    values = " x ".join(map(str, sizes))
     if 0 in sizes:
-        raise UserError(f"{path}: says that it holds {' x '.join(map(str, sizes))} values: none")
+        raise UserError(f"{path}: says that it holds {values} values: none")
+    # Before room is made for them.
+    most_bytes = path.stat().st_size * (_MOST_COMPRESSED if path.suffix == ".gz" else 1)
+    if math.prod(sizes) > most_bytes:
+        raise UserError(f"{path}: cut short or damaged: says that it holds {values} values")
     return sizes
 
 

@@ -21,6 +21,16 @@ _VAL_NAMES = ("val", "valid", "validation", "test")
 
 
 def _open(options: PreparationOptions, scratch: Path, progress: Progress) -> OpenedDataset:
+    return open_class_folders(
+        _find_roots(options), options=options, scratch=scratch, progress=progress
+    )
+
+
+def _describe(options: PreparationOptions, scratch: Path, progress: Progress) -> dict[str, str]:
+    return describe_class_folders(_find_roots(options), scratch=scratch, progress=progress)
+
+
+def _find_roots(options: PreparationOptions) -> dict[str, Path]:
     assert options.source is not None, "the recipe requires it"
     train, val = options.source, None
     if (options.source / _TRAIN).is_dir():
@@ -28,12 +38,7 @@ def _open(options: PreparationOptions, scratch: Path, progress: Progress) -> Ope
         beside = (options.source / name for name in _VAL_NAMES)
         val = next((folder for folder in beside if folder.is_dir()), None)
     _check_fraction(options, train=train, val=val)
-    return open_class_folders(
-        {"train": train} | ({"val": val} if val is not None else {}),
-        options=options,
-        scratch=scratch,
-        progress=progress,
-    )
+    return {"train": train} | ({"val": val} if val is not None else {})
 
 
 def open_class_folders(
@@ -52,28 +57,54 @@ def open_class_folders(
         UserError: See `find_images`.
     """
     class_names = class_names_of(roots["train"])
+    folders = _list_images(roots, class_names, scratch=scratch, progress=progress)
     splits: dict[str, SplitSource] = {}
-    sources: dict[str, str] = {}
-    notes: list[str] = []
+    for split, found in folders.items():
+        splits |= _splits(found, split=split, cut=len(roots) == 1, options=options)
+    return OpenedDataset(
+        splits=splits,
+        num_classes=len(class_names),
+        class_names=tuple(class_names),
+        sources=_described(folders),
+        notes=tuple(note for found in folders.values() for note in found.notes),
+    )
+
+
+def describe_class_folders(
+    roots: dict[str, Path], *, scratch: Path, progress: Progress
+) -> dict[str, str]:
+    """Returns the `OpenedDataset.sources` of `open_class_folders`.
+
+    Raises:
+        UserError: See `find_images`.
+    """
+    class_names = class_names_of(roots["train"])
+    return _described(_list_images(roots, class_names, scratch=scratch, progress=progress))
+
+
+def _list_images(
+    roots: dict[str, Path], class_names: list[str], *, scratch: Path, progress: Progress
+) -> dict[str, ClassFolders]:
+    folders: dict[str, ClassFolders] = {}
     for split, root in roots.items():
         listing = scratch / f"{split}-images"
         # Listed anew each time: nothing else tells whether a folder is what it was.
         shutil.rmtree(listing, ignore_errors=True)
         listing.mkdir()
-        found = find_images(root, class_names=class_names, scratch=listing, progress=progress)
-        splits |= _splits(found, split=split, cut=len(roots) == 1, options=options)
-        table = found.images.table
-        sources["all images" if len(roots) == 1 else split] = (
+        folders[split] = find_images(
+            root, class_names=class_names, scratch=listing, progress=progress
+        )
+    return folders
+
+
+def _described(folders: dict[str, ClassFolders]) -> dict[str, str]:
+    tables = {split: found.images.table for split, found in folders.items()}
+    return {
+        "all images" if len(folders) == 1 else split: (
             f"{len(table)} images, {table.num_bytes} bytes, names and sizes sha256 {table.sha256}"
         )
-        notes += found.notes
-    return OpenedDataset(
-        splits=splits,
-        num_classes=len(class_names),
-        class_names=tuple(class_names),
-        sources=sources,
-        notes=tuple(notes),
-    )
+        for split, table in tables.items()
+    }
 
 
 def _splits(
@@ -115,6 +146,8 @@ IMAGE_FOLDER = DatasetRecipe(
     name="image_folder",
     description="any images in a folder a class: JPEG, PNG or WebP, stored as they are",
     open=_open,
+    describe=_describe,
+    source_is_folder=True,
     source=("a folder that holds train/CLASS/… and val/CLASS/… (or test/), or CLASS/… to be split"),
     optional=frozenset({"val_fraction"}),
 )

@@ -44,14 +44,10 @@ def _open(
     *,
     class_names: tuple[str, ...],
 ) -> OpenedDataset:
-    assert options.source is not None, "the recipe requires it"
     splits: dict[str, SplitSource] = {}
-    sources: dict[str, str] = {}
     notes: list[str] = []
-    for split, stem in _FILE_STEMS.items():
-        images_file = find_idx_file(options.source, f"{stem}-images", num_dimensions=3)
-        labels_file = find_idx_file(options.source, f"{stem}-labels", num_dimensions=1)
-        sources |= {file.name: described_file(file) for file in (images_file, labels_file)}
+    for split in _FILE_STEMS:
+        images_file, labels_file = _find_files(options, split)
         labels = read_idx_labels(labels_file, num_classes=_NUM_CLASSES)
         folder = staged(
             scratch / split,
@@ -79,8 +75,25 @@ def _open(
         splits=splits,
         num_classes=_NUM_CLASSES,
         class_names=class_names,
-        sources=sources,
+        sources=_describe(options, scratch, progress),
         notes=tuple(notes),
+    )
+
+
+def _describe(options: PreparationOptions, scratch: Path, progress: Progress) -> dict[str, str]:
+    return {
+        file.name: described_file(file)
+        for split in _FILE_STEMS
+        for file in _find_files(options, split)
+    }
+
+
+def _find_files(options: PreparationOptions, split: str) -> tuple[Path, Path]:
+    """Returns the files of the images and of the labels."""
+    assert options.source is not None, "the recipe requires it"
+    return (
+        find_idx_file(options.source, f"{_FILE_STEMS[split]}-images", num_dimensions=3),
+        find_idx_file(options.source, f"{_FILE_STEMS[split]}-labels", num_dimensions=1),
     )
 
 
@@ -97,12 +110,16 @@ MNIST = DatasetRecipe(
     name="mnist",
     description="70 000 handwritten digits, grey, 28x28 pixels; the test set becomes val",
     open=functools.partial(_open, class_names=tuple("0123456789")),
+    describe=_describe,
     source=_SOURCE,
+    source_is_folder=True,
 )
 
 FASHION_MNIST = DatasetRecipe(
     name="fashion_mnist",
     description="70 000 pictures of clothes, grey, 28x28 pixels; the test set becomes val",
     open=functools.partial(_open, class_names=_FASHION_CLASSES),
+    describe=_describe,
     source=_SOURCE,
+    source_is_folder=True,
 )

@@ -1,5 +1,7 @@
 """Makes a data set, once."""
 
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,13 @@ from data_pipelines.order.mixing import checked_seed
 from data_pipelines.preparation.datasets import DATASETS
 from data_pipelines.preparation.options import checked_options, options_of_record
 from data_pipelines.preparation.recipe import DatasetRecipe, PreparationOptions
-from data_pipelines.preparation.record import NEVER_OVERWRITTEN, RECORD_FILE, DatasetRecord
+from data_pipelines.preparation.record import (
+    NEVER_OVERWRITTEN,
+    RECORD_FILE,
+    DatasetRecord,
+    printable,
+)
+from data_pipelines.preparation.tokenised_texts import load_tokenizer
 from data_pipelines.preparation.work_folder import WorkFolder
 from data_pipelines.preparation.write_splits import write_splits
 from data_pipelines.progress import Progress, no_progress
@@ -57,10 +65,10 @@ def prepare(
     """Makes the data set `name` in the folder `out`, which appears as a whole at the end.
 
     The folder gets one subfolder a split, with shards and index. If it holds the finished data set
-    already, that is checked against its fingerprints and left as it is. What an interrupted or
-    killed preparation has written is kept in a hidden folder beside `out`, and the next one with
-    the same arguments continues it. The bytes depend on the input, the seed and the options alone,
-    never on the number of workers or on interruptions.
+    already, that is checked against its fingerprints and the input, and left as it is. What an
+    interrupted or killed preparation has written is kept in a hidden folder beside `out`, and the
+    next one with the same arguments continues it. The bytes depend on the input, the seed and
+    the options alone, never on the number of workers or on interruptions.
 
     Args:
         name: One of `DATASETS`.
@@ -71,23 +79,24 @@ def prepare(
             itself; 0 makes no validation split.
         tokenizer: For text: name on the Hugging Face hub, or folder, of a tokenizer.
         max_length: For text: longer texts are cut to so many tokens; 128 by default.
-        text_columns: For tables: the column of the text, or the two of a pair of texts.
-        label_column: For tables: the column of the label.
+        text_columns: For tables: the column of the text, or the two of a pair of texts; by name, or
+            counted from "1" in files without a header.
+        label_column: For tables: the column of the label, likewise.
         num_workers: Processes to use.
         restart: Begin anew, even when there is unfinished work.
         progress: Is told how far it is.
 
     Raises:
         UserError: There is no such data set, an option is missing or has no effect, the input is
-            damaged or not whole, the folder holds something else or a damaged data set, or it
-            cannot be written.
+            damaged or not whole, the folder holds something else, a damaged data set or one made
+            from another input, or it cannot be written.
     """
     recipe = lookup(DATASETS, name, kind="data set")
     checked_seed(seed)
-    directory = Path(out).resolve()
+    directory = _resolved("out", out)
     options = PreparationOptions(
         seed=seed,
-        source=None if source is None else Path(source).resolve(),
+        source=None if source is None else _resolved("source", source),
         val_fraction=val_fraction,
         tokenizer=tokenizer,
         max_length=max_length,
@@ -97,16 +106,35 @@ def prepare(
     checked_options(recipe, options)
     try:
         if _holds_something(directory):
-            return _found(recipe, directory, options)
+            return _found(recipe, directory, options, progress=progress)
         work = WorkFolder(directory)
         with work.opened(restart=restart):
             if _holds_something(directory):  # another process was quicker
-                return _found(recipe, directory, options)
+                return _found(recipe, directory, options, progress=progress)
             _write(recipe, work, options, num_workers=num_workers, progress=progress)
             work.finish()
         return _described(directory, DatasetRecord.read(directory), already_there=False)
     except OSError as error:
-        raise UserError(f"{directory}: cannot be used: {error}") from error
+        raise _unusable(error, directory=directory, source=options.source) from error
+
+
+def _resolved(what: str, path: str | Path) -> Path:
+    try:
+        return Path(path).resolve()
+    # A link to itself is a RuntimeError, a zero byte a ValueError.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(f"{what}: {path}: cannot be used: {error}") from error
+
+
+def _unusable(error: OSError, *, directory: Path, source: Path | None) -> UserError:
+    """Returns what to say: the trouble may be with the input as well as with the output."""
+    if source is not None and isinstance(error.filename, str):
+        path = Path(error.filename)
+        work = WorkFolder(directory).root
+        is_output = path.is_relative_to(directory) or path.is_relative_to(work)
+        if path.is_relative_to(source) and not is_output:
+            return UserError(f"source: {path}: cannot be read: {error.strerror}")
+    return UserError(f"{directory}: cannot be used: {error}")
 
 
 def _holds_something(path: Path) -> bool:
@@ -150,13 +178,19 @@ def _write(
         fingerprints=fingerprints,
         options=made_from,
         class_names=dataset.class_names,
-        sources=dict(dataset.sources),
-        notes=dataset.notes,
+        sources=_printable_sources(dataset.sources),
+        notes=tuple(map(printable, dataset.notes)),
         tokenizer=dataset.tokenizer,
     ).write(work.directory)
 
 
-def _found(recipe: DatasetRecipe, directory: Path, options: PreparationOptions) -> PreparedDataset:
+def _printable_sources(sources: Mapping[str, str]) -> dict[str, str]:
+    return {printable(name): text for name, text in sources.items()}
+
+
+def _found(
+    recipe: DatasetRecipe, directory: Path, options: PreparationOptions, *, progress: Progress
+) -> PreparedDataset:
     record = DatasetRecord.read(directory)
     if (record.name, record.seed) != (recipe.name, options.seed):
         raise UserError(
@@ -174,7 +208,39 @@ def _found(recipe: DatasetRecipe, directory: Path, options: PreparationOptions) 
             f"{directory}: holds the data set {record.name!r} made with {', '.join(changed)}; "
             f"{NEVER_OVERWRITTEN}"
         )
+    _check_same_input(recipe, directory, record, options, progress=progress)
     return _described(directory, record, already_there=True)
+
+
+def _check_same_input(
+    recipe: DatasetRecipe,
+    directory: Path,
+    record: DatasetRecord,
+    options: PreparationOptions,
+    *,
+    progress: Progress,
+) -> None:
+    """Compares the input with what the finished data set was made from, as far as that is quick."""
+    if recipe.describe is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            sources = _printable_sources(recipe.describe(options, Path(scratch), progress))
+        changed = [
+            name
+            for name in sorted({*sources, *record.sources})
+            if name not in sources or not record.sources.get(name, "").startswith(sources[name])
+        ]
+        if changed:
+            raise UserError(
+                f"{directory}: holds the data set {record.name!r} made from another input: "
+                f"{options.source} differs in {', '.join(changed)}; {NEVER_OVERWRITTEN}"
+            )
+    if record.tokenizer is not None and options.tokenizer is not None:
+        tokenizer = load_tokenizer(options.tokenizer, max_length=record.tokenizer.max_length)
+        if tokenizer.record.files != record.tokenizer.files:
+            raise UserError(
+                f"{directory}: holds the data set {record.name!r} made with another tokenizer than "
+                f"{options.tokenizer} is now; {NEVER_OVERWRITTEN}"
+            )
 
 
 def _described(directory: Path, record: DatasetRecord, *, already_there: bool) -> PreparedDataset:

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data_pipelines.errors import UserError
 from data_pipelines.order.mixing import derive_key
 from data_pipelines.order.permutation import Permutation
 from data_pipelines.preparation.record import TokenizerRecord
@@ -121,7 +122,11 @@ class DatasetRecipe:
         description: One line for people.
         open: Checks the input and returns the data set. It may keep files in the folder it is
             given, which lives until the data set is finished.
+        describe: Returns what `OpenedDataset.sources` says about the input, or at least how each
+            text of it begins, without the work of opening it; gets what `open` gets. None for data
+            sets without input.
         source: What `source` has to be, for messages; None when the data set needs none.
+        source_is_folder: Whether it has to be a folder.
         required: Options besides `source` that have to be given.
         optional: Options that may be given; all others have no effect and are refused.
     """
@@ -129,7 +134,9 @@ class DatasetRecipe:
     name: str
     description: str
     open: Callable[[PreparationOptions, Path, Progress], OpenedDataset]
+    describe: Callable[[PreparationOptions, Path, Progress], Mapping[str, str]] | None = None
     source: str | None = None
+    source_is_folder: bool = False
     required: frozenset[str] = frozenset()
     optional: frozenset[str] = frozenset()
 
@@ -162,10 +169,19 @@ def fraction_splits(
 ) -> dict[str, SplitSource]:
     """Cuts one shuffled source into two splits, the second with `val_fraction` of the samples.
 
-    Its size is rounded to the nearest whole number; a split that would be empty is left out.
+    Its size is rounded to the nearest whole number. With a fraction of 0 there is no second split.
+
+    Raises:
+        UserError: A split would be empty.
     """
     first, second = names
     num_val = round(num_samples * val_fraction)
+    if num_val == num_samples or (num_val == 0 and val_fraction > 0):
+        raise UserError(
+            f"val-fraction: {val_fraction} of {num_samples} samples leaves {num_samples - num_val} "
+            f"to train and {num_val} to validate on; each needs one or more, or give 0 for no "
+            "validation split"
+        )
     key = derive_key("prepare", seed, int.from_bytes(first.encode("ascii"), "little"))
     permutation = Permutation(num_samples, key=key)
     mean_bytes = max(1, num_bytes // num_samples)

@@ -13,6 +13,11 @@ NEVER_OVERWRITTEN = "it is never overwritten: remove it or choose another folder
 OptionValue = str | int | float | tuple[str, ...]
 
 
+def printable(text: str) -> str:
+    r"""Returns a text in which bytes of file names that are not UTF-8 are written as `\udcXX`."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class TokenizerRecord(pydantic.BaseModel):
     """The tokenizer that made the tokens of a text data set.
 

@@ -105,14 +105,25 @@ def _check_memo(content: bytes) -> None:
             raise _RefusedError(f"asks for place {argument} of the memo: refused")
 
 
-def _plain(value: Any) -> Any:
-    """Puts the arrays in the place of their stand-ins."""
+def _plain(value: Any, done: dict[int, Any] | None = None) -> Any:
+    """Puts the arrays in the place of their stand-ins.
+
+    Args:
+        value: What was read; kept by the caller, so that the ids of its parts stay theirs.
+        done: The result by the id of each container: a part that is named in many places stays one,
+            else a few bytes could ask for copies without end.
+    """
+    done = {} if done is None else done
+    if id(value) in done:
+        return done[id(value)]
     if isinstance(value, _ArrayState):
         return value.array
     if type(value) is dict:
-        return {_plain(key): _plain(each) for key, each in value.items()}
+        done[id(value)] = {_plain(key, done): _plain(each, done) for key, each in value.items()}
+        return done[id(value)]
     if type(value) in (list, tuple):
-        return type(value)(_plain(each) for each in value)
+        done[id(value)] = type(value)(_plain(each, done) for each in value)
+        return done[id(value)]
     if type(value) in (int, float, bool, bytes, str, type(None)):
         return value
     raise _RefusedError(f"holds a {type(value).__name__}, which is no plain value")

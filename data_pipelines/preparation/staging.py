@@ -31,6 +31,11 @@ def staged(
     return folder
 
 
+def is_staged(folder: Path) -> bool:
+    """Returns whether `staged` has made this folder."""
+    return (folder / _MADE_FROM_FILE).is_file()
+
+
 def unchanged_file(path: Path) -> dict[str, object]:
     """Returns what tells, without reading it, that a file is the same as before."""
     status = path.stat()

@@ -47,14 +47,16 @@ def open_texts(
         progress: Is told how far it is.
 
     Raises:
-        UserError: The tokenizer cannot be loaded, a file cannot be read, or a label is unknown.
+        UserError: The tokenizer cannot be loaded, the greatest length is too small, a file cannot
+            be read, or a label is unknown.
     """
     assert options.tokenizer is not None, "the recipes require it"
     tokenizer = load_tokenizer(
         options.tokenizer, max_length=options.max_length or DEFAULT_MAX_LENGTH
     )
     texts: dict[str, TokenisedTexts] = {}
-    notes: list[str] = []
+    num_texts = max(len(file.text_columns) for each in files.values() for file in each)
+    notes = tokenizer.check_max_length(num_texts=num_texts)
     for split, of_split in files.items():
         texts[split], split_notes = _tokenised(
             split,
@@ -69,12 +71,15 @@ def open_texts(
         splits=_splits(texts, options),
         num_classes=max(classes.values()) + 1,
         class_names=class_names,
-        sources={
-            file.path.name: described_file(file.path) for each in files.values() for file in each
-        },
+        sources=describe_texts(files),
         notes=tuple(notes),
         tokenizer=tokenizer.record,
     )
+
+
+def describe_texts(files: Mapping[str, Sequence[TextFile]]) -> dict[str, str]:
+    """Returns the `OpenedDataset.sources` of `open_texts`."""
+    return {file.path.name: described_file(file.path) for each in files.values() for file in each}
 
 
 def _splits(

@@ -1,18 +1,19 @@
 """Rows of TSV and CSV files: texts and the label of each."""
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 from data_pipelines.errors import UserError
 
-_MAX_CLASSES = 100_000
+# The `csv` module's own limit of 128 Ki is less than a long document.
+_MOST_CHARACTERS = 16 << 20
 
 
 class TextRow(NamedTuple):
-    """One or two texts, the label as it is written, and the line it ends in."""
+    """One or two texts, the label without spaces around it, and the line it ends in."""
 
     texts: tuple[str, ...]
     label: str
@@ -48,36 +49,60 @@ class TextFile:
             skipped: Is given the line numbers of the rows that were left out.
 
         Raises:
-            UserError: A column is missing, a row has another number of fields, or the file is no
-                UTF-8 text.
+            UserError: A column is missing, a label is empty, a row has another number of fields, or
+                the file is no UTF-8 text.
         """
-        is_tsv = self.path.suffix.lower() != ".csv"
         try:
+            # For the whole process; only ever raised, so that nobody else finds it too small.
+            csv.field_size_limit(max(csv.field_size_limit(), _MOST_CHARACTERS))
             with self.path.open(encoding="utf-8-sig", newline="") as file:
-                reader = (
-                    csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-                    if is_tsv
-                    else csv.reader(file, strict=True)
-                )
-                texts, label, num_fields = self._places(reader)
-                for fields in reader:
+                lines = _numbered_rows(file, is_tsv=self._is_tsv)
+                texts, label, num_fields = self._places(lines)
+                for line, fields in _without_blank_end(lines):
                     if len(fields) == num_fields:
-                        yield TextRow(
-                            tuple(fields[place] for place in texts), fields[label], reader.line_num
-                        )
+                        if not fields[label].strip():
+                            raise UserError(
+                                f"{self.path}: line {line}: the label is empty: cut short, or a "
+                                "row without a label"
+                            )
+                        row = tuple(fields[place] for place in texts)
+                        yield TextRow(row, fields[label].strip(), line)
                     elif len(fields) < num_fields and self.skips_broken_rows:
                         if skipped is not None:
-                            skipped.append(reader.line_num)
+                            skipped.append(line)
                     else:
-                        raise UserError(
-                            f"{self.path}: line {reader.line_num}: {len(fields)} fields instead of "
-                            f"{num_fields}: cut short, or not a "
-                            f"{'TSV without quotes' if is_tsv else 'CSV'}"
-                        )
+                        raise self._wrong_row(line, fields, num_fields)
         except (csv.Error, UnicodeDecodeError, OSError) as error:
             raise UserError(f"{self.path}: cannot be read: {error}") from error
 
-    def _places(self, reader: Iterator[list[str]]) -> tuple[tuple[int, ...], int, int]:
+    def first_row(self) -> list[str]:
+        """Returns the fields of the first line, none if the file is empty.
+
+        Raises:
+            UserError: The file cannot be read.
+        """
+        try:
+            with self.path.open(encoding="utf-8-sig", newline="") as file:
+                return next(_numbered_rows(file, is_tsv=self._is_tsv), (0, []))[1]
+        except (csv.Error, UnicodeDecodeError, OSError) as error:
+            raise UserError(f"{self.path}: cannot be read: {error}") from error
+
+    def last_column(self) -> str | int:
+        """Returns the name of the last column, or its place when there is no header."""
+        return self.first_row()[-1] if self.num_columns is None else self.num_columns - 1
+
+    @property
+    def _is_tsv(self) -> bool:
+        return self.path.suffix.lower() != ".csv"
+
+    def _wrong_row(self, line: int, fields: list[str], num_fields: int) -> UserError:
+        kind = "TSV without quotes (save one with quotes as .csv)" if self._is_tsv else "CSV"
+        return UserError(
+            f"{self.path}: line {line}: {len(fields)} fields instead of {num_fields}: cut short, "
+            f"or not a {kind}"
+        )
+
+    def _places(self, rows: Iterator[tuple[int, list[str]]]) -> tuple[tuple[int, ...], int, int]:
         if self.num_columns is not None:
             places = (*self.text_columns, self.label_column)
             assert all(isinstance(place, int) for place in places), places
@@ -86,7 +111,7 @@ class TextFile:
                 int(self.label_column),
                 self.num_columns,
             )
-        header = next(reader, [])
+        _, header = next(rows, (0, []))
         if self.header is not None and tuple(header) != self.header:
             raise UserError(
                 f"{self.path}: the first line is {', '.join(header)[:200]!r}, but this file begins "
@@ -103,31 +128,32 @@ class TextFile:
         return tuple(texts), label, len(header)
 
 
-def class_numbers(files: Sequence[TextFile]) -> dict[str, int]:
-    """Returns the class number by the label as it is written in any of the files.
+def ends_with_line_break(path: Path) -> bool:
+    """Returns whether the last line of a file has been written to its end."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 1))
+        return file.read() in (b"\n", b"\r")
 
-    Decimal digits are class numbers already; other labels are numbered in their sorted order.
 
-    Raises:
-        UserError: There are more classes than a column of labels would have, or see
-            `TextFile.rows`.
-    """
-    names: set[str] = set()
-    for file in files:
-        for row in file.rows():
-            names.add(row.label)
-            if len(names) > _MAX_CLASSES:
-                raise UserError(
-                    f"{file.path}: column {file.label_column!r} has more than {_MAX_CLASSES} "
-                    "different values: no column of classes"
-                )
-    if all(name.isascii() and name.isdigit() for name in names):
-        numbers = {name: int(name) for name in sorted(names)}
-        too_large = [name for name, number in numbers.items() if number >= _MAX_CLASSES]
-        if too_large:
-            raise UserError(
-                f"{files[0].path}: column {files[0].label_column!r}: {too_large[0]} is no class "
-                f"number: those are below {_MAX_CLASSES}"
-            )
-        return numbers
-    return {name: number for number, name in enumerate(sorted(names))}
+def _numbered_rows(file: TextIO, *, is_tsv: bool) -> Iterator[tuple[int, list[str]]]:
+    """Yields the rows, each with the number of the line it ends in."""
+    reader = (
+        csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        if is_tsv
+        else csv.reader(file, strict=True)
+    )
+    return ((reader.line_num, fields) for fields in reader)
+
+
+def _without_blank_end(
+    rows: Iterator[tuple[int, list[str]]],
+) -> Iterator[tuple[int, list[str]]]:
+    """Leaves out blank lines at the end, which editors add; those before stay broken rows."""
+    blank: list[tuple[int, list[str]]] = []
+    for row in rows:
+        if row[1]:
+            yield from blank
+            blank = []
+            yield row
+        else:
+            blank.append(row)

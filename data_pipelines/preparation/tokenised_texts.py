@@ -1,6 +1,5 @@
 """Texts turned into token numbers once, by a tokenizer of the transformers library."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from data_pipelines.durable_files import sha256_of_file
 from data_pipelines.errors import UserError
 from data_pipelines.preparation.array_images import encode_npy, mapped_array
+from data_pipelines.preparation.options import tokenizer_name
 from data_pipelines.preparation.recipe import EncodedSample
 from data_pipelines.preparation.record import TokenizerRecord
 from data_pipelines.preparation.text_rows import TextRow
@@ -37,6 +37,32 @@ class Tokenizer:
 
     library_tokenizer: Any
     record: TokenizerRecord
+
+    def check_max_length(self, *, num_texts: int) -> list[str]:
+        """Checks that samples of `num_texts` texts each can be cut to the greatest length.
+
+        Returns:
+            What a user should know about it.
+
+        Raises:
+            UserError: It leaves no room for a token of each text beside the special ones; the
+                library would then cut nothing.
+        """
+        given = self.record.max_length
+        is_pair = num_texts == 2
+        num_special = self.library_tokenizer.num_special_tokens_to_add(pair=is_pair)
+        least = num_special + num_texts
+        if given < least:
+            raise UserError(
+                f"max-length: {given}, but {least} or more are needed: {num_special} special "
+                f"tokens and one {'of each text' if is_pair else 'of the text'}"
+            )
+        most = self.library_tokenizer.model_max_length
+        if given <= most:
+            return []
+        return [
+            f"max-length {given} is more than the {most} tokens that the tokenizer's model takes"
+        ]
 
 
 @dataclass(frozen=True)
@@ -86,7 +112,7 @@ def load_tokenizer(name: str, *, max_length: int) -> Tokenizer:
         max_length: Longer texts will be cut to so many tokens, special ones included.
 
     Raises:
-        UserError: It cannot be loaded, or it is one of the slow kind without offsets.
+        UserError: It cannot be loaded, or is one of the slow kind without offsets.
     """
     from transformers import AutoTokenizer  # takes seconds
     from transformers.utils.hub import cached_file
@@ -105,7 +131,7 @@ def load_tokenizer(name: str, *, max_length: int) -> Tokenizer:
         for file_name in file_names
     }
     record = TokenizerRecord(
-        name=Path(name).name if os.path.isdir(name) else name,  # noqa: PTH112
+        name=tokenizer_name(name),
         files={
             file_name: sha256_of_file(Path(path))
             for file_name, path in paths.items()

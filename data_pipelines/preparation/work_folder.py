@@ -3,23 +3,24 @@
 import contextlib
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import filelock
 
-from data_pipelines.durable_files import replace_file
+from data_pipelines.durable_files import flush, rename_to_new, replace_file
 from data_pipelines.errors import UserError
+from data_pipelines.preparation.staging import is_staged
 
 _PLAN_FILE = "plan.json"
 
 
 class WorkFolder:
-    """A folder `.NAME.unfinished` beside the folder NAME that is to be made.
+    """The folder `.NAME.unfinished` beside the folder NAME that is to be made.
 
     Attributes:
+        root: It.
         directory: What becomes the data set.
         scratch: Files that are needed until then.
         shard_records: What was written, a file a shard.
@@ -28,23 +29,29 @@ class WorkFolder:
     def __init__(self, target: Path) -> None:
         """Names the folder; `opened` makes it."""
         self._target = target
-        self._root = target.with_name(f".{target.name}.unfinished")
-        self.directory = self._root / "data"
-        self.scratch = self._root / "scratch"
-        self.shard_records = self._root / "shards"
+        self.root = target.with_name(f".{target.name}.unfinished")
+        self.directory = self.root / "data"
+        self.scratch = self.root / "scratch"
+        self.shard_records = self.root / "shards"
 
     @contextlib.contextmanager
     def opened(self, *, restart: bool) -> Iterator[None]:
         """Makes or finds the folder and keeps other preparations out of it meanwhile.
+
+        When the block raises before anything was finished that a later start could use, the folder
+        is removed.
 
         Args:
             restart: Begin anew, even when there is unfinished work.
 
         Raises:
             UserError: Another process is at work here.
+            OSError: The folder cannot be made.
         """
-        self._root.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(self._root.with_suffix(".lock"))
+        self.root.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.root.with_suffix(".lock"))
+        # The library takes a place where no file can be made for a lock that another one holds.
+        Path(lock.lock_file).touch()
         try:
             held = lock.acquire(blocking=False)
         except filelock.Timeout as error:
@@ -53,16 +60,24 @@ class WorkFolder:
             ) from error
         with held:
             try:
-                if restart and self._root.exists():
-                    shutil.rmtree(self._root)
+                if restart and self.root.exists():
+                    shutil.rmtree(self.root)
                 for folder in (self.directory, self.scratch, self.shard_records):
                     folder.mkdir(parents=True, exist_ok=True)
-                for left_over in list(self._root.rglob(".*.partial-*")):
+                for left_over in list(self.root.rglob(".*.partial-*")):
                     remove(left_over)
                 yield
+            except BaseException:
+                if not self._holds_work():
+                    shutil.rmtree(self.root, ignore_errors=True)
+                raise
             finally:
                 # While it is held: who waits for it finds it gone and makes a new one.
                 Path(lock.lock_file).unlink(missing_ok=True)
+
+    def _holds_work(self) -> bool:
+        """Returns whether a later start could use anything that is here."""
+        return any(self.shard_records.glob("*")) or any(map(is_staged, self.scratch.glob("*")))
 
     def check_plan(self, plan: Mapping[str, object]) -> None:
         """Notes what is being made, or checks that it is what was being made before.
@@ -73,9 +88,12 @@ class WorkFolder:
         Raises:
             UserError: Unfinished work is there from other settings or another input.
         """
-        path = self._root / _PLAN_FILE
+        path = self.root / _PLAN_FILE
         text = json.dumps(plan, indent=1, sort_keys=True)
-        if not path.exists():
+        if not path.exists() or not any(self.shard_records.glob("*")):
+            # Nothing is kept; a shard without a record may be of another plan.
+            shutil.rmtree(self.directory)
+            self.directory.mkdir()
             replace_file(path, text.encode("utf-8"))
             return
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -83,7 +101,7 @@ class WorkFolder:
         changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
         if changed:
             raise UserError(
-                f"{self._root}: unfinished work with another {', '.join(changed)}; use what it "
+                f"{self.root}: unfinished work with another {', '.join(changed)}; use what it "
                 "was begun with, or begin anew with --restart"
             )
 
@@ -95,23 +113,11 @@ class WorkFolder:
         """
         for folder, _, _ in os.walk(self.directory):
             flush(Path(folder))
-        try:
-            # POSIX: replaces an empty folder, refuses one that holds something.
-            self.directory.rename(self._target)
-        except OSError as error:
-            if not self._target.exists():
-                raise
-            raise UserError(
-                f"{self._target}: there is something here now, and it is never overwritten; remove "
-                "it and start again, which continues"
-            ) from error
+        rename_to_new(
+            self.directory, self._target, advice="remove it and start again, which continues"
+        )
         flush(self._target.parent)
-        shutil.rmtree(self._root)
-
-
-def partial_name(path: Path) -> Path:
-    """Returns a hidden name beside `path` for a file that is not finished yet."""
-    return path.with_name(f".{path.name}.partial-{secrets.token_hex(4)}")
+        shutil.rmtree(self.root)
 
 
 def remove(path: Path) -> None:
@@ -120,12 +126,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's entries, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,10 +10,9 @@ import pydantic
 import webdataset
 
 from data_pipelines.decoding import SampleDecoder
-from data_pipelines.durable_files import replace_file, sha256_of_file
+from data_pipelines.durable_files import flush, partial_name, replace_file, sha256_of_file
 from data_pipelines.errors import UserError
 from data_pipelines.preparation.recipe import EncodedSample, SplitSource
-from data_pipelines.preparation.work_folder import flush, partial_name
 
 
 class ShardRecord(pydantic.BaseModel):

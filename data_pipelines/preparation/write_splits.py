@@ -1,5 +1,6 @@
 """Writes all shards of a data set in parallel, and the index of each split."""
 
+import functools
 from collections.abc import Iterator, Sequence
 
 from data_pipelines.errors import UserError
@@ -88,10 +89,17 @@ def _indexed(
             expected_samples=dataset.splits[split].num_samples,
             tokens=_token_meta(dataset),
             num_processes=num_workers,
-            progress=progress,
+            progress=functools.partial(_of_split, progress, split),
         )
     _check_written(index, tasks)
     return index
+
+
+def _of_split(
+    progress: Progress, split: str, what: str, *, done: int, total: int | None, unit: str
+) -> None:
+    """Names the split: the same words twice would be shown as one piece of work."""
+    progress(f"{what} {split}", done=done, total=total, unit=unit)
 
 
 def _token_meta(dataset: OpenedDataset) -> TokenMeta | None:

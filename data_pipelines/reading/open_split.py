@@ -8,6 +8,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
 from data_pipelines.reading.remote_index import fetch_index
 from data_pipelines.sources import ShardSource, SourceOptions, is_remote, local_path, open_source
+from data_pipelines.sources.redaction import without_secrets
 
 
 @dataclass(frozen=True)
@@ -45,5 +46,7 @@ def open_split(location: str | Path, *, options: SourceOptions | None = None) ->
     text = os.fspath(location)
     source = open_source(text, options=options)
     if options.cache_dir is None:
-        raise UserError(f"{text}: is remote: give a cache_dir, where its index is kept")
+        raise UserError(
+            f"{without_secrets(text)}: is remote: give a cache_dir, where its index is kept"
+        )
     return Split(fetch_index(source, cache_dir=options.cache_dir), source)

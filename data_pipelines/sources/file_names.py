@@ -7,12 +7,13 @@ from data_pipelines.errors import UserError
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def checked_file_name(name: str, *, found_in: str) -> str:
-    """Returns the name of a file if it stays inside its folder.
+def checked_file_name(name: str, *, found_in: str, kind: str = "shard") -> str:
+    """Returns the name of a file or folder if it stays inside the one it is in.
 
     Args:
         name: As the index gives it.
         found_in: Where it stands, for the message.
+        kind: What it names, for the message.
 
     Raises:
         UserError: It is empty, hidden, leads out of the folder, or has characters that no file name
@@ -20,8 +21,8 @@ def checked_file_name(name: str, *, found_in: str) -> str:
     """
     if not name or name.startswith(".") or any(part in name for part in "/\\\0\n\r"):
         raise UserError(
-            f"{found_in}: {name!r} is no name of a shard: it must name a file in the folder of "
-            "the split and nothing outside of it"
+            f"{found_in}: {name!r} is no name of a {kind}: it must name something in the folder "
+            f"that holds every {kind} and nothing outside of it"
         )
     return name
 

@@ -9,6 +9,7 @@ import fsspec
 
 from data_pipelines.errors import UserError
 from data_pipelines.sources.interface import ByteRange, StoredFile
+from data_pipelines.sources.redaction import without_secrets
 
 # What passes in the time a request takes is cheaper to read than to skip.
 _MAX_GAP_BYTES = 1 << 17
@@ -43,8 +44,8 @@ class FsspecFolder:
         return made, (self._location,)
 
     def where(self, name: str) -> str:
-        """Returns the URL of a file."""
-        return f"{self._location}/{name}"
+        """Returns the URL of a file without user, password and query."""
+        return f"{without_secrets(self._location).rstrip('/')}/{name}"
 
     def read_ranges(self, ranges: Sequence[ByteRange]) -> Iterator[bytes]:
         """Yields the bytes of ranges; asks for up to 32 MiB of them at once.
@@ -140,7 +141,8 @@ class FsspecFolder:
         where = self.where(name)
         if isinstance(error, FileNotFoundError):
             return UserError(f"{where}: missing: no such object")
-        return UserError(f"{where}: cannot be read: {type(error).__name__}: {error}")
+        reason = without_secrets(f"{type(error).__name__}: {error}", of=self._location)
+        return UserError(f"{where}: cannot be read: {reason}")
 
     def _file_system(self) -> "_Opened":
         # After a fork the connections and the thread of an asynchronous one are the parent's.
@@ -159,11 +161,14 @@ class _Opened:
         try:
             self.file_system, self._folder = fsspec.url_to_fs(location, **storage_options)
         except ImportError as error:
+            shown = without_secrets(location)
             extra = _EXTRAS.get(protocol)
             how = f"`pip install 'msam-scale[{extra}]'`: " if extra is not None else ""
-            raise UserError(f"{location}: needs another package: {how}{error}") from error
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{location}: cannot be opened: {error}") from error
+            raise UserError(f"{shown}: needs another package: {how}{error}") from error
+        # Some file systems connect at once.
+        except Exception as error:
+            reason = without_secrets(str(error), of=location)
+            raise UserError(f"{without_secrets(location)}: cannot be opened: {reason}") from error
 
     def path(self, name: str) -> str:
         return f"{self._folder.rstrip('/')}/{name}"

@@ -15,6 +15,7 @@ from requests.adapters import HTTPAdapter
 from data_pipelines.errors import UserError
 from data_pipelines.sources.http_requests import Answer, no_ranges, request_range
 from data_pipelines.sources.interface import ByteRange, StoredFile
+from data_pipelines.sources.redaction import without_secrets
 from data_pipelines.sources.retrying import Retries, TransientError
 
 # What passes in the time a request takes is cheaper to read than to skip.
@@ -50,7 +51,10 @@ class HttpFolder:
         """
         parts = urlsplit(location)
         if not parts.hostname or parts.fragment:
-            raise UserError(f"{location}: no URL of a folder; give it as https://HOST/FOLDER/SPLIT")
+            raise UserError(
+                f"{without_secrets(location)}: no URL of a folder; give it as "
+                "https://HOST/FOLDER/SPLIT"
+            )
         self._location = location
         self._parts = parts
         self._num_retries = num_retries
@@ -69,8 +73,7 @@ class HttpFolder:
 
     def where(self, name: str) -> str:
         """Returns the URL of a file without user, password and query."""
-        host = self._parts.netloc.rpartition("@")[2]
-        return urlunsplit((self._parts.scheme, host, self._path(name), "", ""))
+        return without_secrets(urlunsplit(self._parts._replace(path=self._path(name))))
 
     def read_ranges(self, ranges: Sequence[ByteRange]) -> Iterator[bytes]:
         """Yields the bytes of ranges; asks for a few ahead.

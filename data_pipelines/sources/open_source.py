@@ -11,6 +11,7 @@ from data_pipelines.sources.command_pipe import PREFIX, CommandPipe
 from data_pipelines.sources.interface import ShardSource
 from data_pipelines.sources.local_folder import LocalFolder
 from data_pipelines.sources.options import SourceOptions
+from data_pipelines.sources.redaction import without_secrets
 from data_pipelines.sources.shard_cache import ShardCache
 
 # As `s3://`, and fsspec's chains as `simplecache::s3://`; a Windows drive or `C:` is none.
@@ -37,7 +38,10 @@ def local_path(location: str | Path) -> Path:
         return Path(text)
     parts = urlsplit(text)
     if parts.netloc not in ("", "localhost"):
-        raise UserError(f"{text}: is on the machine {parts.netloc}; mount it, and give its path")
+        host = parts.netloc.rpartition("@")[2]
+        raise UserError(
+            f"{without_secrets(text)}: is on the machine {host}; mount it, and give its path"
+        )
     return Path(unquote(parts.path))
 
 
@@ -55,10 +59,11 @@ def open_source(location: str | Path, *, options: SourceOptions | None = None) -
     """
     options = options or SourceOptions()
     text = os.fspath(location)
+    shown = without_secrets(text)
     source: ShardSource
     if not is_remote(location):
         options.refuse_all_but(
-            "cache_limit", *(["cache_dir"] * bool(options.cache_limit)), location=text
+            "cache_limit", *(["cache_dir"] * bool(options.cache_limit)), location=shown
         )
         source = LocalFolder(local_path(location))
     elif text.startswith(PREFIX):
@@ -72,7 +77,7 @@ def open_source(location: str | Path, *, options: SourceOptions | None = None) -
             "num_retries",
             "timeout_seconds",
             "max_connections",
-            location=text,
+            location=shown,
         )
         source = HttpFolder(
             text,
@@ -83,7 +88,7 @@ def open_source(location: str | Path, *, options: SourceOptions | None = None) -
     else:
         from data_pipelines.sources.fsspec_folder import FsspecFolder
 
-        options.refuse_all_but("cache_dir", "cache_limit", "storage_options", location=text)
+        options.refuse_all_but("cache_dir", "cache_limit", "storage_options", location=shown)
         source = FsspecFolder(text, storage_options=options.storage_options)
     if not options.cache_limit:
         return source

@@ -17,6 +17,10 @@ from data_pipelines.transforms.resampling import (
     resize_bilinear_antialiased,
 )
 
+# Of images with a greater ratio of the sides only the middle is resized, and with a short side of
+# 256 pixels none takes more than 3 MB.
+_MAX_ASPECT = 16
+
 
 @dataclass(frozen=True)
 class ResizeSmallArea:
@@ -32,6 +36,7 @@ class ResizeSmallArea:
 
     def __call__(self, image: Image) -> Image:
         """Returns the middle of the resized image."""
+        image = _bounded(image)
         # In float32 and to the nearest even number, as there.
         factor = np.float32(self.size * 8 // 7) / np.float32(min(image.shape[:2]))
         height, width = (int(np.rint(np.float32(side) * factor)) for side in image.shape[:2])
@@ -77,6 +82,7 @@ class ResizeShortEdge:
 
     def __call__(self, image: Image) -> Image:
         """Returns the middle of the resized image."""
+        image = _bounded(image)
         height, width = image.shape[:2]
         short = math.floor(self.size / self.share)
         if height <= width:
@@ -102,3 +108,15 @@ class Squash:
     def __call__(self, image: Image) -> Image:
         """Returns the resized image."""
         return resize_bilinear(image, height=self.size, width=self.size)
+
+
+def _bounded(image: Image) -> Image:
+    """Returns the middle of an image that is very much longer than it is wide, else the image.
+
+    Its short side is scaled to a certain size, so an image of 1 x 20000 pixels would take 4 GB
+    though only its middle is looked at. What is cut off is the same on both sides, so the middle
+    stays where it is, but for rounding.
+    """
+    cuts = [max(0, side - _MAX_ASPECT * min(image.shape[:2])) // 2 for side in image.shape[:2]]
+    height, width = image.shape[:2]
+    return image[cuts[0] : height - cuts[0], cuts[1] : width - cuts[1]]

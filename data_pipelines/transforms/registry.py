@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from data_pipelines.errors import UserError
 from data_pipelines.registry import lookup
 from data_pipelines.transforms.cifar import CIFAR_BASIC, CIFAR_ZERO
+from data_pipelines.transforms.cutout import with_cutout
 from data_pipelines.transforms.evaluation import (
     CentreSquare,
     ResizeShortEdge,
@@ -89,7 +90,8 @@ def transform_preset(name: str) -> TransformPreset:
 
             - `size`: height and width of the result, 224 without it; scales all sizes in a name;
             - `evaluation`: the evaluation transform that goes with an augmentation;
-            - `statistics`: the mean and standard deviation, one of `STATISTICS`.
+            - `statistics`: the mean and standard deviation, one of `STATISTICS`;
+            - `cutout`: for `cifar_basic` and `cifar_zero`, the side of a square that is blanked.
 
     Raises:
         UserError: There is no such preset, parameter or value; the message gives what there is.
@@ -103,14 +105,19 @@ def transform_preset(name: str) -> TransformPreset:
         kind=f"transform {base}: statistics",
     )
     if isinstance(transform, SizePreservingTransform):
-        _check_all_known(base, parameters, known=("statistics",))
+        augmentation = transform.augmentation
+        if augmentation is not None and "cutout" in parameters:
+            length = _parsed_cutout(base, parameters.pop("cutout"))
+            augmentation = with_cutout(augmentation, length=length, mean=statistics.mean)
+        known = ("statistics", *(("cutout",) if augmentation is not None else ()))
+        _check_all_known(base, parameters, known=known)
         return TransformPreset(
             name=name,
-            augment=transform.augmentation or Unaugmented(unprepared),
+            augment=augmentation or Unaugmented(unprepared),
             prepare=unprepared,
             mean=statistics.mean,
             std=statistics.std,
-            augment_batch=transform.augmentation,
+            augment_batch=augmentation,
         )
     size = _parsed_size(base, parameters.pop("size", str(_DEFAULT_SIZE)))
     evaluation = transform.evaluation
@@ -145,6 +152,15 @@ def _parsed(name: str, rest: str) -> dict[str, str]:
 def _parsed_size(base: str, text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:9]) <= _MAX_SIZE:
         raise UserError(f"transform: {base}: size {text} is not in 1 … {_MAX_SIZE}")
+    return int(text)
+
+
+def _parsed_cutout(base: str, text: str) -> int:
+    # SAM's code makes the square of an odd length a pixel smaller.
+    if not text.isascii() or not text.isdigit() or not 2 <= int(text[:9]) <= _MAX_SIZE:
+        raise UserError(f"transform: {base}: cutout {text} is not in 2 … {_MAX_SIZE}")
+    if int(text) % 2:
+        raise UserError(f"transform: {base}: cutout {text} is odd; squares have an even side")
     return int(text)
 
 

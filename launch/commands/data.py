@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "shards",
         metavar="PATTERN",
         nargs="+",
-        help="shards of one split, in one folder, as DIR/train-{000000..000003}.tar",
+        help="shards of one split, in one folder, as DIR/train-{000000..000003}.tar or 'DIR/*.tar'",
     )
     index.add_argument(
         "--classes",
@@ -61,12 +61,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.set_defaults(action=_check)
 
     bench = actions.add_parser("bench", help="measure how fast samples are loaded, by stage")
-    bench.add_argument("split", metavar="DIR", help="a split of a prepared data set")
+    bench.add_argument(
+        "split", metavar="DIR", help="a split of a prepared data set, or its shards as for `index`"
+    )
     bench.add_argument("--transform", metavar="NAME", help="for images: transform preset (none)")
     bench.add_argument(
         "--workers", type=int, metavar="N", default=0, help="loader processes (0: this process)"
     )
-    bench.add_argument("--batch", type=count, metavar="N", default=64, help="batch size (64)")
+    bench.add_argument(
+        "--batch", type=count, metavar="N", help="batch size (64, or all samples if fewer)"
+    )
     bench.add_argument(
         "--samples", type=count, metavar="N", default=2048, help="samples for the stages (2048)"
     )
@@ -113,9 +117,14 @@ def _add_prepare(parser: argparse.ArgumentParser) -> None:
         help="for texts: longer ones are cut to so many tokens (128)",
     )
     parser.add_argument(
-        "--text", nargs="+", metavar="COLUMN", help="for table: column of the text, or of the two"
+        "--text",
+        nargs="+",
+        metavar="COLUMN",
+        help="for table: column of the text, or of two; counted from 1 where there is no header",
     )
-    parser.add_argument("--label", metavar="COLUMN", help="for table: column of the label")
+    parser.add_argument(
+        "--label", metavar="COLUMN", help="for table: column of the label, likewise"
+    )
     _add_workers(parser)
     parser.add_argument(
         "--restart", action="store_true", help="do not continue what an interrupted run has done"
@@ -146,6 +155,7 @@ def _progress() -> Iterator[ProgressDisplay]:
 
 def _prepare(arguments: argparse.Namespace) -> int:
     from data_pipelines.preparation import prepare
+    from data_pipelines.preparation.record import printable
 
     with _progress() as progress:
         prepared = prepare(
@@ -164,7 +174,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         )
     counts = ", ".join(f"{count} {split}" for split, count in prepared.num_samples.items())
     already = " is there already" if prepared.already_there else ""
-    print(f"{arguments.out}{already}: {counts} samples")
+    print(f"{printable(arguments.out)}{already}: {counts} samples")
     for line in _classes(prepared):
         print(f"  {line}")
     for note in prepared.notes:

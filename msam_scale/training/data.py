@@ -59,18 +59,27 @@ def open_run_split(location: str, config: Config) -> Split:
     return open_split(location, options=options)
 
 
+def refuse_text(split: Split) -> Split:
+    """Returns a split that holds images.
+
+    Raises:
+        UserError: it holds text.
+    """
+    if split.index.meta.tokens is not None:
+        raise UserError(
+            f"{split.index.directory} holds text, and language models are not trained yet; a data "
+            "set of images works"
+        )
+    return split
+
+
 def image_shape(split: Split, transform: TransformPreset) -> tuple[int, int, int]:
     """(height, width, channels) of a split's images after a transform.
 
     Raises:
-        UserError: they would differ, or the split holds text.
+        UserError: they would differ.
     """
     index = split.index
-    if index.meta.tokens is not None:
-        raise UserError(
-            f"{index.directory} holds text, and language models are not trained yet; a data set of "
-            "images works"
-        )
     if transform.size is not None:
         channels = _NUM_COLOURS if index.image_shape is None else index.image_shape[2]
         return (*transform.size, channels)

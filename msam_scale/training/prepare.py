@@ -16,7 +16,7 @@ from msam_scale.initialization import check_batch_norm
 from msam_scale.models import ModelRequest, build_model, check_model_name
 from msam_scale.optimization import check_schedule
 from msam_scale.optimization.from_config import optimizer_builder
-from msam_scale.training.data import RunData, image_shape, open_run_split
+from msam_scale.training.data import RunData, image_shape, open_run_split, refuse_text
 from msam_scale.training.findings import Findings
 from msam_scale.training.run_folder import RunFolder
 
@@ -55,7 +55,7 @@ def prepare_run(
     findings = Findings(source, overrides=overrides)
     train = model = folder = None
     with findings.collected("data.train"):
-        train = open_run_split(str(config.data.train), config)
+        train = refuse_text(open_run_split(str(config.data.train), config))
     data = _open_data(config, train, findings=findings)
     with findings.collected("objective.ascent"):
         ascent_rule(config.objective.ascent)

@@ -74,11 +74,10 @@ def large_split(images: StoredImages, directory: Path) -> SampleIndex:
         "num_samples": len(samples),
         "class_counts": tuple(np.bincount(samples["label"], minlength=index.num_classes).tolist()),
         "shards": shards,
-        "fingerprint": fingerprint_of(
-            directory / INDEX_FOLDER / SAMPLES_FILE, shards=shards, columns=index.meta.columns
-        ),
     }
     meta: IndexMeta = index.meta.model_copy(update=changes)
+    fingerprint = fingerprint_of(directory / INDEX_FOLDER, meta)
+    meta = meta.model_copy(update={"fingerprint": fingerprint})
     meta.write(directory / INDEX_FOLDER / META_FILE)
     return SampleIndex.open(directory)
 

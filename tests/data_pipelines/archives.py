@@ -207,7 +207,7 @@ def imagenet_val_files() -> dict[str, bytes]:
     }
 
 
-def imagenet_kit(*, per_class: int = 7) -> bytes:
+def imagenet_kit(*, per_class: int = 7, meta: bytes | None = None) -> bytes:
     leaves = [(number, name, 0, per_class) for number, name in WORDNET_IDS.items()]
     rows = [
         (number, name, f"words of {name}", "gloss", num_children, np.zeros(0), 1, num_images)
@@ -224,7 +224,7 @@ def imagenet_kit(*, per_class: int = 7) -> bytes:
     return tar_bytes(
         {
             f"{folder}/readme.txt": b"ILSVRC2012",
-            f"{folder}/data/meta.mat": stream.getvalue(),
+            f"{folder}/data/meta.mat": stream.getvalue() if meta is None else meta,
             f"{folder}/data/ILSVRC2012_validation_ground_truth.txt": "".join(
                 f"{number}\n" for number in VALIDATION
             ).encode("ascii"),
@@ -257,7 +257,7 @@ def sentence(seed: int, *, num_words: int = 6) -> str:
     return " ".join(np.random.default_rng(seed).choice(WORDS, num_words))
 
 
-def write_tokenizer(folder: Path) -> None:
+def write_tokenizer(folder: Path, **settings: Any) -> None:
     """A BERT tokenizer whose vocabulary are the words above, saved as the library saves one."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -281,6 +281,7 @@ def write_tokenizer(folder: Path) -> None:
         cls_token="[CLS]",
         sep_token="[SEP]",
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+        **settings,
     ).save_pretrained(folder)
 
 

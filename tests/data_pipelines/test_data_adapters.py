@@ -2,6 +2,7 @@
 
 import gc
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from shards import make_photos, make_texts
 from torch.utils.data import DataLoader
 
-from data_pipelines import MicroBatchLoader, SampleIndex, UserError, transform_preset
+from data_pipelines import MicroBatchLoader, SampleIndex, ShardReader, UserError, transform_preset
 from data_pipelines.adapters import IndexedDataset, MiniBatchSampler, ScheduledShards
 from data_pipelines.sources import LocalFolder
 
@@ -37,6 +38,22 @@ def expected(
         index, transform=transform_preset(transform), num_workers=0, **plan(order, **changes)
     )
     return [(images.clone(), labels.clone()) for images, labels in batches]
+
+
+def test_a_reader_that_leaves_a_sample_out_is_noticed(
+    photos: SampleIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = IndexedDataset(photos, seed=0)
+    read = ShardReader.read
+    monkeypatch.setattr(ShardReader, "read", lambda self, ids: islice(read(self, ids), 2))
+    assert len(dataset.__getitems__([(0, 3), (0, 1)])) == 2
+    with pytest.raises(AssertionError, match="the reader left samples out"):
+        dataset.__getitems__([(0, 3), (0, 1), (0, 2)])
+
+
+def test_a_dataset_needs_a_seed_that_can_be_one(photos: SampleIndex) -> None:
+    with pytest.raises(UserError, match="seed: -1 is not in"):
+        IndexedDataset(photos, seed=-1)
 
 
 @pytest.mark.parametrize("order", ["global", "lanes:lanes=2,shards=1"])

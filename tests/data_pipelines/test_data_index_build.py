@@ -311,7 +311,7 @@ def synthetic_index(directory: Path, *, num_shards: int, per_shard: int) -> None
     for shard in shards:
         with (directory / shard.name).open("wb") as file:
             file.truncate(shard.bytes)
-    IndexMeta(
+    meta = IndexMeta(
         format=FORMAT_NAME,
         version=FORMAT_VERSION,
         split="train",
@@ -323,26 +323,23 @@ def synthetic_index(directory: Path, *, num_shards: int, per_shard: int) -> None
         preshuffle_seed=0,
         shards=shards,
         created_by="a test",
-        fingerprint=fingerprint_of(
-            directory / "index" / "samples.npy", shards=shards, columns=("cls", "jpg")
-        ),
-    ).write(directory / "index" / "meta.json")
+        fingerprint="",
+    )
+    fingerprint = fingerprint_of(directory / "index", meta)
+    meta.model_copy(update={"fingerprint": fingerprint}).write(directory / "index" / "meta.json")
 
 
-def test_opening_does_not_grow_with_the_number_of_samples(tmp_path: Path) -> None:
-    """1.28 million samples, and a thousandth of them in as many shards."""
+def test_opening_a_large_index_takes_no_time(tmp_path: Path) -> None:
+    """1.28 million samples in 1280 shards: a run that resumes must not wait for it."""
     synthetic_index(tmp_path / "large", num_shards=1280, per_shard=1000)
-    synthetic_index(tmp_path / "small", num_shards=1280, per_shard=1)
 
-    def seconds(name: str) -> float:
+    def seconds() -> float:
         begin = time.process_time()
-        SampleIndex.open(tmp_path / name)
+        SampleIndex.open(tmp_path / "large")
         return time.process_time() - begin
 
-    large, small = (min(seconds(name) for _ in range(5)) for name in ("large", "small"))
-    assert large < 3 * small
+    assert min(seconds() for _ in range(5)) < 0.5
     index = SampleIndex.open(tmp_path / "large")
-    index.verify_fingerprint()
     assert len(pickle.dumps(index)) < 200_000
     assert [index.key(number) for number in (0, 999_999, 1_279_999)] == [
         "n00000000",
@@ -356,7 +353,9 @@ def test_damaged_names_are_found(tmp_path: Path) -> None:
     names = index.directory / "index" / "keys.txt"
     names.write_bytes(names.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"keys.txt: 34 names for 35 samples"):
-        SampleIndex.open(index.directory).key(3)
+        SampleIndex.open(index.directory)
+    with pytest.raises(UserError, match=r"keys.txt: 34 names for 35 samples"):
+        SampleIndex(index.directory, index.meta).key(3)
 
 
 def test_image_metadata_has_nothing_of_text(tmp_path: Path) -> None:

@@ -140,6 +140,17 @@ def test_pickles_that_are_more_than_plain_values_are_refused(content: bytes) -> 
         load_plain_pickle(content)
 
 
+def test_parts_named_twice_are_not_copied() -> None:
+    # Each list names the one before it ten times: 10^5 parts, if they were copied.
+    content = b"\x80\x02]q\x00"
+    for place in range(5):
+        content += b"]q" + bytes([place + 1]) + b"(" + (b"h" + bytes([place])) * 10 + b"e"
+    value = load_plain_pickle(content + b".")
+    assert value[0] is value[9]
+    with pytest.raises(ValueError, match=r"damaged pickle: RecursionError"):
+        load_plain_pickle(b"\x80\x02]q\x00h\x00a.")
+
+
 def test_plain_pickle_reads_what_python_2_wrote() -> None:
     array = archives.cifar_arrays(2, 5)
     value = load_plain_pickle(archives.python2_pickle({"data": array, "labels": [1, -2, None]}))

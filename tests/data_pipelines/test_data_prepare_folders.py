@@ -1,5 +1,6 @@
 """Images in a folder a class, whole and damaged."""
 
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -121,3 +122,66 @@ def test_image_folder_needs_to_know_the_validation_split(tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: has no subfolders; each class needs one"):
         prepare("image_folder", out=tmp_path / "out", source=tmp_path / "empty", val_fraction=0.1)
+
+
+def test_images_beside_class_folders_are_said(tmp_path: Path) -> None:
+    archives.write_class_folders(tmp_path / "in", class_names=["x"], per_class=2, seed=1)
+    for name in ("stray.JPG", "other.png", ".hidden.jpg", "readme.txt"):
+        (tmp_path / "in" / name).write_bytes(archives.jpeg_bytes(7))
+    made = prepare("image_folder", out=tmp_path / "out", source=tmp_path / "in", val_fraction=0)
+    assert made.num_samples == {"train": 2}
+    assert made.notes == (f"{tmp_path / 'in'}: left out, beside the class folders: 1 .jpg, 1 .png",)
+
+
+def test_hidden_folders_are_left_out(tmp_path: Path) -> None:
+    archives.write_class_folders(tmp_path / "in", class_names=["x", "y"], per_class=2, seed=1)
+    for hidden in (".ipynb_checkpoints", "x/.ipynb_checkpoints", "y/deep/.cache/more"):
+        (tmp_path / "in" / hidden).mkdir(parents=True)
+        (tmp_path / "in" / hidden / "copy.jpg").write_bytes(archives.jpeg_bytes(7))
+    (tmp_path / "in/y/deep/seen.jpg").write_bytes(archives.jpeg_bytes(8))
+    made = prepare("image_folder", out=tmp_path / "out", source=tmp_path / "in", val_fraction=0)
+    assert made.class_counts == {"train": (2, 3)}
+    assert DatasetRecord.read(made.directory).class_names == ("x", "y")
+    assert made.notes == ()
+
+
+@pytest.mark.parametrize("target", ["in", "in/x", "in/x/sub", "in/y"])
+def test_links_that_multiply_samples_are_refused(tmp_path: Path, target: str) -> None:
+    archives.write_class_folders(tmp_path / "in", class_names=["x", "y"], per_class=2, seed=1)
+    (tmp_path / "in/x/sub").mkdir()
+    (tmp_path / "in/x/sub/again").symlink_to(tmp_path / target)
+    with pytest.raises(UserError, match=r"in/.*: the same folder as .*/in/.* remove the link"):
+        prepare("image_folder", out=tmp_path / "out", source=tmp_path / "in", val_fraction=0)
+
+
+def test_links_to_images_elsewhere_are_followed(tmp_path: Path) -> None:
+    archives.write_class_folders(tmp_path / "kept", class_names=["x", "y"], per_class=2, seed=1)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a").symlink_to(tmp_path / "kept/x")
+    (tmp_path / "in/b").mkdir()
+    (tmp_path / "in/b/one.jpg").symlink_to(tmp_path / "kept/y/0000.jpg")
+    made = prepare("image_folder", out=tmp_path / "out", source=tmp_path / "in", val_fraction=0)
+    assert made.class_counts == {"train": (2, 1)}
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    archives.write_class_folders(tmp_path / "in", class_names=["x"], per_class=2, seed=1)
+    odd = os.fsdecode(b"\xe9")
+    (tmp_path / "in/x" / f"0000{odd}.jpg").write_bytes(archives.jpeg_bytes(3))
+    (tmp_path / "in/x" / f"left.{odd}").write_text("no image")
+    (tmp_path / "in").rename(tmp_path / odd)
+    made = prepare("image_folder", out=tmp_path / "out", source=tmp_path / odd, val_fraction=0)
+    assert made.num_samples == {"train": 3}
+    assert made.notes == (f"{tmp_path}/\\udce9: left out, no images: 1 .\\udce9",)
+    (tmp_path / odd / odd).mkdir()
+    with pytest.raises(UserError, match=r"\\udce9: the name of a class has to be UTF-8; rename"):
+        prepare("image_folder", out=tmp_path / "new", source=tmp_path / odd, val_fraction=0)
+
+
+@pytest.mark.parametrize(("fraction", "message"), [(0.9, "0 to train and 1"), (0.1, "1 to train")])
+def test_fraction_that_empties_a_split_is_refused(
+    tmp_path: Path, fraction: float, message: str
+) -> None:
+    archives.write_class_folders(tmp_path / "in", class_names=["x"], per_class=1, seed=1)
+    with pytest.raises(UserError, match=rf"val-fraction: {fraction} of 1 samples leaves {message}"):
+        prepare("image_folder", out=tmp_path / "o", source=tmp_path / "in", val_fraction=fraction)

@@ -72,6 +72,10 @@ def rewrite(**changes: Any) -> Callable[[Path], None]:
     return write
 
 
+def flipped(content: bytes) -> bytes:
+    return content[:-6] + bytes([content[-6] ^ 1]) + content[-5:]
+
+
 def climbing_name() -> dict[str, bytes]:
     files = archives.imagenet_train_files()
     files["n01440764.tar"] = archives.tar_bytes({"../../n01440764_1.JPEG": b"x"})
@@ -101,6 +105,13 @@ def climbing_name() -> dict[str, bytes]:
         ),
         (rewrite(train=climbing_name()), r"'../../n01440764_1.JPEG' is no image of this class"),
         (rewrite(kit=archives.imagenet_kit()[:-100]), r"devkit_t12.tar.gz: damaged or cut short"),
+        # Without the last bytes, and with one bit of the checksum flipped.
+        (rewrite(kit=archives.imagenet_kit()[:-2]), r"devkit_t12.tar.gz: damaged or cut short"),
+        (rewrite(kit=flipped(archives.imagenet_kit())), r"devkit_t12.tar.gz: damaged or cut short"),
+        (
+            rewrite(kit=archives.imagenet_kit(meta=b"")),
+            r"devkit_t12.tar.gz: not as published: MatReadError",
+        ),
         (
             lambda folder: (folder / "ILSVRC2012_img_val.tar").unlink(),
             r"holds neither train/ and val/ .* nor ILSVRC2012_img_val.tar",

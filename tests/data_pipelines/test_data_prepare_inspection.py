@@ -154,7 +154,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "check", str(out)]) == 2
     printed = capsys.readouterr()
     assert "train-000000.tar" in printed.out
-    assert "1 problems" in printed.err
+    assert "1 problem: " in printed.err
 
 
 def test_index_command(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,19 @@ def flip_in_gz(folder: Path) -> None:
             r"train-labels-idx1-ubyte.gz: more follows than its header says",
         ),
         (
+            damage_idx(
+                lambda content: content[:4] + b"\xff" * 12 + content[16:],
+                "train-images-idx3-ubyte",
+            ),
+            r"train-images.*: cut short or damaged: says that it holds 4294967295 x 42",
+        ),
+        (
+            damage_idx(
+                lambda content: content[:4] + b"\xff" * 4 + content[8:], "t10k-labels-idx1-ubyte"
+            ),
+            r"t10k-labels.*: cut short or damaged: says that it holds 4294967295 values",
+        ),
+        (
             damage_idx(lambda content: b"\0\0\x0d" + content[3:], "train-images-idx3-ubyte"),
             r"begins with 00 00 0d 03, not 00 00 08 03",
         ),

@@ -1,6 +1,5 @@
 """Preparing text: GLUE's published layouts and any tables, tokenised as the library does."""
 
-import functools
 import gc
 import io
 from collections import Counter
@@ -256,33 +255,6 @@ def test_damaged_texts_are_named(
     with pytest.raises(UserError, match=message):
         prepare("sst2", out=tmp_path / "out", source=tmp_path / "in", tokenizer=str(tokenizer))
     assert not (tmp_path / "out").exists()
-
-
-def test_what_a_table_lacks_is_named(tmp_path: Path, tokenizer: Path) -> None:
-    path = tmp_path / "some.tsv"
-    path.write_text(GOOD)
-    table = functools.partial(
-        prepare, "table", out=tmp_path / "out", source=path, tokenizer=str(tokenizer)
-    )
-    with pytest.raises(UserError, match=r"'table' needs text and label"):
-        table(val_fraction=0)
-    both = functools.partial(table, text_columns=("sentence",))
-    with pytest.raises(UserError, match=r"0 columns are called 'class'; there is: sentence, label"):
-        both(label_column="class", val_fraction=0)
-    with pytest.raises(UserError, match=r"has no validation file beside it; give val-fraction"):
-        both(label_column="label")
-    with pytest.raises(UserError, match=r"text: 3 columns; name one, or two"):
-        table(text_columns=("a", "b", "c"), label_column="label", val_fraction=0)
-    with pytest.raises(UserError, match=r"tokenizer: '.*nowhere' cannot be loaded"):
-        prepare(
-            "table",
-            out=tmp_path / "out",
-            source=path,
-            tokenizer=str(tmp_path / "nowhere"),
-            text_columns=("sentence",),
-            label_column="label",
-            val_fraction=0,
-        )
 
 
 def test_tokens_are_kept_when_writing_is_interrupted(tmp_path: Path, tokenizer: Path) -> None:

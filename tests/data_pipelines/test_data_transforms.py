@@ -9,7 +9,7 @@ import torch
 
 from data_pipelines import UserError, normalise, transform_preset
 from data_pipelines.order import augmentation_rng
-from data_pipelines.transforms import STATISTICS, TRANSFORMS
+from data_pipelines.transforms import STATISTICS, TRANSFORMS, identity
 from data_pipelines.transforms.presets import Image
 
 COLOUR = dataclasses.replace(
@@ -30,6 +30,29 @@ def test_none_changes_nothing() -> None:
     images = some_images(1)
     result = normalise(images, preset=preset, dtype=torch.float32)
     assert torch.equal(result, images.float().permute(0, 3, 1, 2) / 255)
+
+
+def test_streams_are_made_only_for_what_draws_from_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[tuple[int, ...]] = []
+
+    def counted(*key: int) -> np.random.Generator:
+        made.append(key)
+        return augmentation_rng(*key)
+
+    monkeypatch.setattr(identity, "augmentation_rng", counted)
+    image = some_images(3)[0].numpy()
+    key = {"seed": 1, "epoch": 2, "sample_id": 3}
+    for name in ("none", "crop875_bicubic:size=5"):
+        preset = transform_preset(name)
+        result = identity.augmented(preset.augment, image, **key)
+        assert np.array_equal(result, preset.prepare(image))
+    assert not made
+    augment = transform_preset("inception_vit:size=5").augment
+    result = identity.augmented(augment, image, **key)
+    assert np.array_equal(result, augment(image, augmentation_rng(1, 2, 3)))
+    assert made == [(1, 2, 3)]
 
 
 def test_unknown_name_gives_the_nearest() -> None:
@@ -139,7 +162,7 @@ def test_training_goes_with_an_evaluation(name: str, evaluation: str, statistics
         ("inception_vit:size=99999999999", r"size 99999999999 is not in"),
         ("inception_vit:depth=3", "has no parameter depth, only evaluation, size, statistics"),
         ("crop875_bicubic:evaluation=none", "has no parameter evaluation, only size, statistics"),
-        ("cifar_basic:size=32", "cifar_basic has no parameter size, only statistics"),
+        ("cifar_basic:size=32", "cifar_basic has no parameter size, only cutout, statistics"),
         ("inception_tv:statistics=imgnet", "statistics 'imgnet': did you mean 'imagenet'"),
         ("inception_tv:evaluation=crop", "evaluation 'crop': .*There is: crop875_bicubic"),
     ],

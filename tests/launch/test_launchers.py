@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("fixed_ports")
 _ROOT = Path(__file__).parents[2]
 _BIN = Path(sys.executable).parent
 _LAUNCHERS: dict[str, list[str]] = {

@@ -17,6 +17,7 @@ import pytest
 
 from msam_scale.config.document import markdown_table
 
+pytestmark = pytest.mark.usefixtures("fixed_ports")
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 WHAT_THE_README_USES = ("Makefile", "pyproject.toml", "configs", "launch")

@@ -170,6 +170,18 @@ def shard_module(
         parameter.ds_shape = torch.Size()  # type: ignore[attr-defined]
 
 
+def forget_groups_of_before() -> None:
+    """DeepSpeed keeps its groups where the process has left the world they belong to."""
+    from deepspeed.utils import groups
+
+    if groups._WORLD_GROUP is None:
+        return
+    try:
+        dist.get_rank(groups._WORLD_GROUP)
+    except ValueError:  # no group of the present world
+        groups._release_process_group_references()
+
+
 def forget_secondary_groups() -> None:
     """An earlier engine leaves its hpZ groups behind, which would turn hpZ on for the next one."""
     from deepspeed.utils import groups

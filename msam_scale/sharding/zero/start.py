@@ -89,6 +89,7 @@ def join_deepspeed(request: ShardingRequest) -> None:
     private_api.prepare_process()
     private_api.forget_secondary_groups()
     request.ranks.process_group_of(request.ranks.size)
+    private_api.forget_groups_of_before()
     import deepspeed
 
     with private_api.only_errors_logged():
