@@ -229,7 +229,8 @@ def test_mistakes_are_named() -> None:
 
 
 def test_a_wide_resnet_agrees_with_curvlinops() -> None:
-    curvlinops = pytest.importorskip("curvlinops", reason="the `test` extra has it")
+    import curvlinops
+
     model = build_model("wide_resnet").double()
     batches = _batches((6, 4))
     for images, _ in batches:
