@@ -29,9 +29,12 @@ def closing_words(
         lines.append(f"Nothing left to train: {outcome.folder} is complete.")
     if outcome.evaluation is not None:
         evaluation = outcome.evaluation
+        figures = ", ".join(
+            f"{name.replace('_', ' ')} {value:.2%}" for name, value in evaluation.metrics.items()
+        )
         lines.append(
-            f"Validation accuracy {evaluation.accuracy:.2%} (loss {evaluation.loss:.4f}, "
-            f"{evaluation.samples} samples) after {outcome.num_steps} steps."
+            f"Validation {figures} (loss {evaluation.loss:.4f}, {evaluation.samples} samples) "
+            f"after {outcome.num_steps} steps."
         )
     lines.append(f"Results:      {outcome.folder}")
     if config.monitor.tensorboard:

@@ -37,6 +37,11 @@ def narrow(batch: Batch, start: int, length: int) -> Batch:
     return _map(batch, lambda tensor: tensor.narrow(0, start, length))
 
 
+def copied(batch: Batch) -> Batch:
+    """The same in memory of its own."""
+    return _map(batch, torch.clone)
+
+
 def to_device(batch: Batch, device: torch.device, *, widen_to: torch.dtype) -> Batch:
     """Moves a batch; real tensors narrower than `widen_to` are widened, which loses nothing."""
 

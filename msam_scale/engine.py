@@ -16,6 +16,7 @@ from msam_scale.batch_plan import BatchPlan
 from msam_scale.batch_tree import Batch, narrow, num_samples
 from msam_scale.checkpoint import load_checkpoint, save_checkpoint
 from msam_scale.config import Config
+from msam_scale.flatness.engine_sharpness import engine_sharpness
 from msam_scale.layers import PassContext
 from msam_scale.layers.generators import Generators
 from msam_scale.layers.running_statistics import RunningStatistics
@@ -69,6 +70,7 @@ class Engine:
         self._learning_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._phases = phases
         self._followed = phases.plan(0)  # by the sharding
+        self._loss_fn = loss_fn
         self._ascent = ascent_rule(config.objective.ascent)
         self._context = context
         self._generators = Generators(config.run.seed, device=ranks.device)
@@ -153,7 +155,7 @@ class Engine:
             self._micro_batches(batch),
             objective=Objective(
                 ascent=None if self.algorithm == "vanilla" else self._ascent,
-                rho=self.config.objective.rho,
+                radius=self.config.objective.radius,
             ),
             plan=plan,
             sharding=self._sharding,
@@ -169,6 +171,8 @@ class Engine:
                 result, learning_rate=self._learning_rates[0], num_steps_done=self.num_steps_done
             )
         return result
+
+    sharpness = engine_sharpness  # a method, defined there with all that it needs
 
     def _follow_schedule(self, step: int) -> None:
         groups = self.optimizer.param_groups
@@ -255,6 +259,7 @@ class Engine:
                 part = self._passes.on_device(part)
             yield MicroBatch(
                 batch=part,
+                number=plan.micro_batch_of(self.ranks.rank, turn),
                 positions=plan.slice_positions(self.ranks.rank, turn),
                 is_last=turn == plan.sequential - 1,
                 chunk_size=chunk_size,

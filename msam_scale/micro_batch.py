@@ -29,12 +29,14 @@ class MicroBatch:
 
     Attributes:
         batch: the samples of the slice, on any device.
+        number: j, from 0 on.
         positions: their positions in the mini-batch.
         is_last: the rank has no further micro-batch in this step.
         chunk_size: most samples of a chunk.
     """
 
     batch: Batch
+    number: int
     positions: range
     is_last: bool
     chunk_size: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from msam_scale.ascent import AscentRule
@@ -15,10 +15,13 @@ from msam_scale.step_summary import StepResult, StepSummary
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step minimises: the plain loss (no `ascent`), or the loss at w + ε⁽ʲ⁾."""
+    """What a step minimises: the plain loss (no `ascent`), or the loss at w + ε⁽ʲ⁾.
+
+    `radius` gives the ρ of a micro-batch by its number j.
+    """
 
     ascent: AscentRule | None
-    rho: float
+    radius: Callable[[int], float]
 
 
 def run_step(
@@ -45,7 +48,7 @@ def run_step(
         norm = objective.ascent(
             sharding.ascent_gradient,
             sharding.weights(),
-            rho=objective.rho,
+            rho=objective.radius(micro_batch.number),
             square_sum=sharding.square_sum,
         )
         summary.add_ascent_norm(norm)

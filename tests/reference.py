@@ -6,7 +6,7 @@ and masks; clipping and optimizers are torch's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,7 +40,7 @@ def reference_run(
     mini_batch: Callable[[int], tuple[torch.Tensor, ...]],
     steps: int,
     micro_batches: int,
-    rho: float | None,
+    rho: float | Sequence[float] | None,
     build_optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
     clip_norm: float | None = None,
     norm_samples: int | None = None,
@@ -54,7 +54,8 @@ def reference_run(
         mini_batch: images and labels of a step.
         steps: optimizer steps.
         micro_batches: m.
-        rho: radius of the perturbation; None: no ascent, plain training.
+        rho: radius of the perturbation, or one for each micro-batch; None: no ascent, plain
+            training.
         build_optimizer: makes the optimizer of the trainable parameters.
         clip_norm: largest norm of the averaged gradient.
         norm_samples: samples that batch norms normalise together; None: a micro-batch.
@@ -85,7 +86,8 @@ def reference_run(
         place.begin_step(step, num_samples=len(batch[0]))
         total = [torch.zeros_like(parameter) for parameter in parameters]
         losses, norms = [], []
-        for part in torch.arange(len(batch[0])).tensor_split(micro_batches):
+        parts = torch.arange(len(batch[0])).tensor_split(micro_batches)
+        for number, part in enumerate(parts):
             loss, gradients = loss_and_gradients(batch, part, records=True)
             losses.append(loss)
             if rho is not None:
@@ -95,7 +97,8 @@ def reference_run(
                 with torch.no_grad():
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         length = norm if normalizes else 1.0
-                        parameter.add_(gradient, alpha=rho / length if length else 0.0)
+                        radius = rho[number] if isinstance(rho, Sequence) else rho
+                        parameter.add_(gradient, alpha=radius / length if length else 0.0)
                 _, gradients = loss_and_gradients(batch, part, records=False)
                 with torch.no_grad():
                     for parameter, old in zip(parameters, before, strict=True):

@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import nn
 from torchvision.models import resnet50
+from transformers import RobertaConfig
 
 from data_pipelines import transform_preset
 from msam_scale import initialize
@@ -28,12 +29,35 @@ from msam_scale.optimization.schedules import bind_schedule, check_schedule
 
 FOLDER = Path(__file__).parents[1] / "configs" / "paper"
 TABLES: dict[str, Any] = yaml.safe_load((FOLDER / "tables.yaml").read_text("utf-8"))
-CELLS = {
+ALGORITHMS = ("vanilla", "sam", "msam")
+IMAGE_CELLS = {
     f"{dataset}_{model}_{algorithm}": (table, dataset, model, algorithm)
     for table in ("C.1", "C.2")
     for dataset in TABLES[table]["datasets"]
     for model in TABLES[table]["models"]
-    for algorithm in ("vanilla", "sam", "msam")
+    for algorithm in ALGORITHMS
+}
+TEXT_CELLS = {
+    f"glue_{task}_{algorithm}": ("D.1", task, "roberta_base", algorithm)
+    for task in TABLES["D.1"]["tasks"]
+    for algorithm in ALGORITHMS
+}
+SHARDED_CELLS = {
+    f"sharded/{cell}_{strategy}": place
+    for cell, place in IMAGE_CELLS.items()
+    if place[1] == "imagenet"
+    for strategy in ("fsdp", "zero3")
+}
+CELLS = {**IMAGE_CELLS, **TEXT_CELLS, **SHARDED_CELLS}
+# The body of RoBERTa-base (Liu et al., 2019, section 3), as its settings are published.
+ROBERTA = {
+    "vocab_size": 50265,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
 }
 # Images as small as a model takes, so that a step of the whole model is quick.
 TINY = {
@@ -44,35 +68,69 @@ TINY = {
     "imagenet_wrn_50_2": (32, {}),
     "imagenet_vit_s32": (64, {"img_size": 64}),
 }
-# Steps of an epoch, whole mini-batches: 50000 / 512, 1281167 / 2048 and / 4096, rounded down.
-STEPS_PER_EPOCH = {("C.1", 512): 97, ("C.2", 2048): 625, ("C.2", 4096): 312}
+# Steps of an epoch, whole mini-batches: 50000 / 512, 1281167 / 2048 and / 4096, and 8551, 3668,
+# 67349 and 363846 / 32, rounded down.
+STEPS_PER_EPOCH = {
+    **{(f"cifar{number}", 512): 97 for number in (10, 100)},
+    ("imagenet", 2048): 625,
+    ("imagenet", 4096): 312,
+    ("cola", 32): 267,
+    ("mrpc", 32): 114,
+    ("sst2", 32): 2104,
+    ("qqp", 32): 11370,
+}
 
 
 def column_of(cell: str) -> dict[str, Any]:
-    table, _, model, _ = CELLS[cell]
-    column: dict[str, Any] = TABLES[table]["models"][model]
-    return column
+    table, dataset, model, _ = CELLS[cell]
+    if table != "D.1":
+        column: dict[str, Any] = TABLES[table]["models"][model]
+        return column
+    task = TABLES["D.1"]["tasks"][dataset]
+    return {
+        **task,
+        "peak_learning_rate": task["learning_rate"],
+        "batch_size": 32,
+        "m": 8,
+        **dict.fromkeys(("momentum", "gradient_clipping", "label_smoothing")),
+    }
 
 
 def load(cell: str, *, world_size: int) -> Config:
     return load_config(FOLDER / f"{cell}.yaml", world_size=world_size, for_training=True)
 
 
-def build(config: Config, *, num_classes: int) -> nn.Module:
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the settings of RoBERTa-base."""
+    folder = tmp_path_factory.mktemp("roberta-base")
+    RobertaConfig(**ROBERTA).save_pretrained(folder)
+    return str(folder)
+
+
+def build(config: Config, *, num_classes: int, roberta: str) -> nn.Module:
     """The config's model without its pretrained weights."""
-    request = ModelRequest(str(config.model.name), num_classes, 3, arguments=config.model.args)
+    is_text = config.model.source == "transformers"
+    request = ModelRequest(
+        roberta if is_text else str(config.model.name),
+        num_classes,
+        None if is_text else 3,
+        kind="text" if is_text else "images",
+        arguments=config.model.args,
+    )
     return build_model(config.model.source, request, seed=0)
 
 
 def num_steps_of(cell: str) -> int:
     column = column_of(cell)
-    return int(column["number_of_epochs"] * STEPS_PER_EPOCH[CELLS[cell][0], column["batch_size"]])
+    return int(column["number_of_epochs"] * STEPS_PER_EPOCH[CELLS[cell][1], column["batch_size"]])
 
 
 def test_the_recipes_are_what_the_script_writes() -> None:
     script = _script()
     expected = {one.file_name: script.recipe_text(one) for one in script.all_recipes()}
-    generated = {path.name for path in FOLDER.glob("*.yaml")} - {"tables.yaml", "decisions.yaml"}
+    generated = {str(path.relative_to(FOLDER)) for path in FOLDER.rglob("*.yaml")}
+    generated -= {"tables.yaml", "decisions.yaml"}
     assert generated == set(expected) == {f"{cell}.yaml" for cell in CELLS}
     for name, text in expected.items():
         assert (FOLDER / name).read_text("utf-8") == text, (
@@ -100,6 +158,8 @@ def test_the_tables_are_the_papers() -> None:
     assert [task["learning_rate"] for task in tasks] == [1e-5, 1e-5, 5e-6, 2e-5]
     assert [task["number_of_epochs"] for task in tasks] == [60, 60, 20, 15]
     assert [task["rho"] for task in tasks] == [0.01, 0.01, 0.05, 0.05]
+    assert [task["weight_decay"] for task in tasks] == [0.01] * 4
+    assert (TABLES["D.1"]["batch_size"], TABLES["D.1"]["m"]) == (32, 8)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -129,26 +189,37 @@ def test_a_recipe_has_the_numbers_of_its_column(cell: str) -> None:
     optimizer_builder(config)
     check_model_name(config.model.source, str(config.model.name))
     assert transform_preset(config.data.transform).size in (None, (224, 224))
+    # "Matthews Correlation Coefficient for COLA, and average accuracy for other datasets"
+    first = "matthews_correlation" if dataset == "cola" else "accuracy"
+    assert config.training.metrics[0] == first
+    assert config.sharding.strategy == (
+        cell.rpartition("_")[2] if cell in SHARDED_CELLS else "replicated"
+    )
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_a_recipe_is_laid_out_on_the_papers_gpus_and_on_fewer(cell: str) -> None:
+def test_a_recipe_is_laid_out_on_the_papers_gpus_and_on_fewer(cell: str, roberta: str) -> None:
     table, dataset, _, algorithm = CELLS[cell]
     column, num_gpus = column_of(cell), TABLES[CELLS[cell][0]]["num_gpus"]
     with torch.device("meta"):
         model = build(
-            load(cell, world_size=1), num_classes=TABLES["datasets"][dataset]["num_classes"]
+            load(cell, world_size=1),
+            num_classes=TABLES["datasets"][dataset]["num_classes"],
+            roberta=roberta,
         )
     num_parts = column["m"] if algorithm == "msam" else 1
     for world_size in (1, 2, num_gpus):
         config = load(cell, world_size=world_size)
-        plan = BatchPlan(config.batch.size, config.objective.micro_batches or 1, world_size)
+        shard_group = world_size if cell in SHARDED_CELLS else 1
+        plan = BatchPlan(
+            config.batch.size, config.objective.micro_batches or 1, world_size, shard_group
+        )
         assert has_batch_norm(model) == (config.batch.norm_samples is not None)
         assert plan.slice_size % (config.batch.norm_samples or 1) == 0
         assert plan.micro_batches == num_parts
         assert plan.micro_batch_size == column["batch_size"] // num_parts
         assert plan.samples_per_rank == column["batch_size"] // world_size
-        assert plan.groups == min(num_parts, world_size)
+        assert plan.groups == (1 if cell in SHARDED_CELLS else min(num_parts, world_size))
         assert plan.group_size * plan.groups == world_size
         assert plan.sequential * plan.groups == num_parts
     if table == "C.1" and algorithm == "msam":
@@ -172,20 +243,28 @@ def test_the_schedule_at_the_length_of_the_paper(cell: str) -> None:
 
 
 def test_the_lengths_in_steps() -> None:
-    lengths = {cell.removesuffix("_msam"): num_steps_of(cell) for cell in CELLS if "_msam" in cell}
+    lengths = {
+        cell.removesuffix("_msam"): num_steps_of(cell) for cell in CELLS if cell.endswith("_msam")
+    }
     assert lengths == {
         **{f"cifar{n}_{net}": 19400 for n in (10, 100) for net in ("resnet50", "wrn_28_10")},
         **{f"cifar{n}_vit_b16": 1940 for n in (10, 100)},
         "imagenet_resnet50": 56250,
         "imagenet_wrn_50_2": 62500,
         "imagenet_vit_s32": 93600,
+        "glue_cola": 16020,
+        "glue_mrpc": 6840,
+        "glue_sst2": 42080,
+        "glue_qqp": 170550,
     }
 
 
 @pytest.mark.parametrize("name", TABLES["published_parameters"])
-def test_a_model_has_the_published_number_of_parameters(name: str) -> None:
+def test_a_model_has_the_published_number_of_parameters(name: str, roberta: str) -> None:
     published = TABLES["published_parameters"][name]
     request = ModelRequest(name, published["num_classes"], 3)
+    if published["source"] == "transformers":
+        request = ModelRequest(roberta, published["num_classes"], kind="text")
     with torch.device("meta"):
         model = build_model(published["source"], request, seed=0)
     num = sum(parameter.numel() for parameter in model.parameters())
@@ -206,7 +285,7 @@ def test_one_step_of_the_whole_model(cell: str) -> None:
         overrides.append("batch.norm_samples=2")
     overrides += [f"model.args.{key}={value}" for key, value in arguments.items()]
     config = load_config(path, overrides=overrides, world_size=1, for_training=True)
-    model = build(config, num_classes=10)
+    model = build(config, num_classes=10, roberta="")
     engine = initialize(model, config=config, num_steps=num_steps_of(f"{cell}_msam"))
     before = [p.detach().flatten()[:100].clone() for p in model.parameters()]
     generator = torch.Generator().manual_seed(0)
@@ -219,6 +298,19 @@ def test_one_step_of_the_whole_model(cell: str) -> None:
     after = [p.detach().flatten()[:100] for p in model.parameters()]
     num_moved = sum(not torch.equal(*pair) for pair in zip(before, after, strict=True))
     assert num_moved > 0.9 * len(after)
+
+
+def test_one_step_of_roberta(roberta: str) -> None:
+    path, overrides = FOLDER / "glue_cola_msam.yaml", ["batch.size=4", "objective.micro_batches=2"]
+    config = load_config(path, overrides=overrides, world_size=1, for_training=True)
+    model = build(config, num_classes=2, roberta=roberta)
+    engine = initialize(model, config=config, num_steps=num_steps_of("glue_cola_msam"))
+    tokens = torch.randint(2, 50265, (4, 8), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    step = engine.train_step({**batch, "labels": torch.tensor([0, 1, 1, 0])})
+    assert not step.skipped
+    assert 0 < step.loss < 10
+    assert step.ascent_norm > 0
 
 
 def test_the_cifar_resnet_is_torchvisions_with_another_stem() -> None:

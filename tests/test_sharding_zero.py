@@ -353,3 +353,17 @@ def test_a_process_may_leave_its_group_and_join_another() -> None:
         assert not _train_step(engine, 0).skipped
         del engine
         leave()
+
+
+def test_torch_has_its_linear_back_when_the_engine_is_gone() -> None:
+    gc.collect()
+    original = torch.nn.functional.linear
+    run = Run(settings(micro_batches=2, precision="float32", strategy="zero3"))
+    engines = [engine_for(run), engine_for(run)]
+    assert torch.nn.functional.linear is not original
+    engines.pop()
+    gc.collect()
+    assert torch.nn.functional.linear is not original, "the other engine uses DeepSpeed's"
+    engines.pop()
+    gc.collect()
+    assert torch.nn.functional.linear is original

@@ -1,4 +1,6 @@
-"""Writes the paper's image recipes beside this file, one for each cell of tables C.1 and C.2.
+"""Writes the paper's recipes beside this file: one for each cell of tables C.1, C.2 and D.1.
+
+Those of ImageNet come in sharded variants, too, in `sharded/`.
 
     python configs/paper/write_recipes.py
 
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,19 @@ from msam_scale.config.yaml_text import read_yaml
 FOLDER = Path(__file__).parent
 ALGORITHMS = {"vanilla": "vanilla training", "sam": "SAM", "msam": "mSAM"}
 
+_SHARDED = ("fsdp", "zero3")
+_TOKENIZER = "FacebookAI/roberta-base"
 _SOURCES = {
+    "cola": "CoLA",
+    "mrpc": "MRPC",
+    "sst2": "SST-2",
+    "qqp": "QQP",
     "cifar10": "cifar-10-python.tar.gz",
     "cifar100": "cifar-100-python.tar.gz",
     "imagenet": "imagenet",
 }
 # Epochs between two checkpoints; they have no influence on the result.
-_CHECKPOINT_EPOCHS = {"C.1": 5, "C.2": 2}
+_CHECKPOINT_EPOCHS = {"C.1": 5, "C.2": 2, "D.1": 1}
 _WIDTH = 100
 
 
@@ -43,6 +51,7 @@ class Recipe:
         title: the data set's usual name.
         num_samples: of its training split.
         algorithm: a key of `ALGORITHMS`.
+        strategy: how parameters are sharded.
     """
 
     table: str
@@ -54,11 +63,15 @@ class Recipe:
     title: str
     num_samples: int
     algorithm: str
+    strategy: str = "replicated"
 
     @property
     def file_name(self) -> str:
         """Name of the config file."""
-        return f"{self.dataset}_{self.model}_{self.algorithm}.yaml"
+        cell = f"{self.dataset}_{self.model}" if self.table != "D.1" else f"glue_{self.dataset}"
+        if self.strategy == "replicated":
+            return f"{cell}_{self.algorithm}.yaml"
+        return f"sharded/{cell}_{self.algorithm}_{self.strategy}.yaml"
 
     @property
     def num_parts(self) -> int:
@@ -77,7 +90,45 @@ def read_tables() -> dict[str, Any]:
 
 
 def all_recipes() -> list[Recipe]:
-    """Every cell of the tables of image experiments."""
+    """Every cell of the tables, and the sharded variants of ImageNet's."""
+    recipes = [*_image_recipes(), *_text_recipes()]
+    return recipes + [
+        replace(recipe, strategy=strategy)
+        for recipe in recipes
+        if recipe.dataset == "imagenet"
+        for strategy in _SHARDED
+    ]
+
+
+def _text_recipes() -> list[Recipe]:
+    tables, decisions = read_tables(), _read("decisions.yaml")
+    table = tables["D.1"]
+    return [
+        Recipe(
+            table="D.1",
+            num_gpus=table["num_gpus"],
+            model=model,
+            column={
+                **task,
+                "printed_name": table["model"],
+                "peak_learning_rate": task["learning_rate"],
+                "batch_size": table["batch_size"],
+                "m": table["m"],
+                **dict.fromkeys(("momentum", "label_smoothing", "gradient_clipping")),
+            },
+            decisions=decisions["D.1"][model],
+            dataset=dataset,
+            title=tables["datasets"][dataset]["title"],
+            num_samples=tables["datasets"][dataset]["num_samples"],
+            algorithm=algorithm,
+        )
+        for dataset, task in table["tasks"].items()
+        for model in decisions["D.1"]
+        for algorithm in ALGORITHMS
+    ]
+
+
+def _image_recipes() -> list[Recipe]:
     tables, decisions = read_tables(), _read("decisions.yaml")
     return [
         Recipe(
@@ -91,7 +142,7 @@ def all_recipes() -> list[Recipe]:
             num_samples=tables["datasets"][dataset]["num_samples"],
             algorithm=algorithm,
         )
-        for table in decisions
+        for table in ("C.1", "C.2")
         for dataset in tables[table]["datasets"]
         for model, column in tables[table]["models"].items()
         for algorithm in ALGORITHMS
@@ -100,13 +151,17 @@ def all_recipes() -> list[Recipe]:
 
 def recipe_text(recipe: Recipe) -> str:
     """The config file of a recipe."""
-    parts = (_header, _model, _data, _objective, _batch, _optimizer, _schedule, _training, _rest)
+    parts = (
+        *(_header, _model, _data, _objective, _batch, _optimizer, _schedule, _training),
+        *(_sharding, _rest),
+    )
     return "\n".join(line for part in parts for line in part(recipe)) + "\n"
 
 
 def main() -> None:
     """Writes all recipes."""
     for recipe in all_recipes():
+        (FOLDER / recipe.file_name).parent.mkdir(exist_ok=True)
         (FOLDER / recipe.file_name).write_text(recipe_text(recipe), "utf-8")
 
 
@@ -114,9 +169,11 @@ def _header(recipe: Recipe) -> Iterator[str]:
     dataset = recipe.dataset
     what = f"{recipe.column['printed_name']} on {recipe.title}, {ALGORITHMS[recipe.algorithm]}"
     yield f"# {what}: arXiv 2302.09693, table {recipe.table}."
+    tokenizer = f" --tokenizer {_TOKENIZER}" if recipe.table == "D.1" else ""
     yield "# Written by write_recipes.py; numbers without a comment are the table's. On the paper's"
     yield "# number of GPUs:"
-    yield f"#   msam-scale data prepare {dataset} --source {_SOURCES[dataset]} --out data/{dataset}"
+    prepare = f"msam-scale data prepare {dataset} --source {_SOURCES[dataset]} --out data/{dataset}"
+    yield f"#   {prepare}{tokenizer}"
     yield f"#   msam-scale train configs/paper/{recipe.file_name} --nproc {recipe.num_gpus}"
     yield "run:"
     yield from _open("the seeds of the five runs. 0 to 4")
@@ -131,7 +188,8 @@ def _model(recipe: Recipe) -> Iterator[str]:
 
 def _data(recipe: Recipe) -> Iterator[str]:
     settings = dict(recipe.decisions["data"])
-    settings["transform"] = settings["transform"].format(dataset=recipe.dataset)
+    if "transform" in settings:
+        settings["transform"] = settings["transform"].format(dataset=recipe.dataset)
     yield "data:"
     yield f"  train: data/{recipe.dataset}/train"
     yield f"  val: data/{recipe.dataset}/val"
@@ -155,6 +213,9 @@ def _batch(recipe: Recipe) -> Iterator[str]:
     if recipe.decisions["batch_norm"]:
         share, micro_batch = size // recipe.num_gpus, size // recipe.num_parts
         which = "a micro-batch"
+        if recipe.strategy != "replicated":
+            # All GPUs share every micro-batch.
+            share = micro_batch // recipe.num_gpus
         if share < micro_batch:
             which = f"one GPU of {recipe.num_gpus}; on more GPUs a smaller number is needed"
         yield from _open(f"what batch normalization normalises over. The samples of {which}")
@@ -169,7 +230,8 @@ def _optimizer(recipe: Recipe) -> Iterator[str]:
     else:
         yield from _open("β and ε, and weight decay of biases and norms. torch's defaults; yes")
     yield f"  name: {column['optimizer'].lower()}"
-    yield f"  lr: {column['peak_learning_rate']}"
+    rate = column["peak_learning_rate"]
+    yield f"  lr: {rate if rate >= 1e-3 else _number(rate)}"
     if column["momentum"] is not None:
         yield f"  momentum: {column['momentum']}"
     yield f"  weight_decay: {_number(column['weight_decay'])}"
@@ -206,14 +268,23 @@ def _training(recipe: Recipe) -> Iterator[str]:
     yield f"  epochs: {recipe.column['number_of_epochs']}"
     if recipe.column["label_smoothing"] is not None:
         yield f"  label_smoothing: {recipe.column['label_smoothing']}"
+    if "metrics" in recipe.decisions:
+        yield f"  metrics: [{', '.join(recipe.decisions['metrics'][recipe.dataset])}]"
+
+
+def _sharding(recipe: Recipe) -> Iterator[str]:
+    if recipe.strategy != "replicated":
+        yield "sharding:"
+        yield f"  strategy: {recipe.strategy} # the paper's runs were replicated"
 
 
 def _rest(recipe: Recipe) -> Iterator[str]:
     yield from _open("the number format. The one that every GPU has", indent=0)
     yield "precision: float32"
     num_epochs = _CHECKPOINT_EPOCHS[recipe.table]
+    epochs = "1 epoch" if num_epochs == 1 else f"{num_epochs} epochs"
     yield "checkpoint:"
-    yield f"  every: {num_epochs * recipe.steps_per_epoch} # steps: {num_epochs} epochs"
+    yield f"  every: {num_epochs * recipe.steps_per_epoch} # steps: {epochs}"
 
 
 def _open(text: str, *, indent: int = 2) -> list[str]:

@@ -17,7 +17,7 @@ from data_pipelines.transforms import TransformPreset
 
 
 class EvaluationLoader:
-    """Yields one rank's blocks of the samples 0 … num_samples - 1, in order.
+    """Yields one rank's blocks of the samples 0 … num_samples - 1, in order, or of those given.
 
     Block j is for rank j mod num_ranks; the last block is as short as it comes. Nothing is padded,
     repeated or left out, so ranks may yield different numbers of blocks, and none.
@@ -35,6 +35,7 @@ class EvaluationLoader:
         max_host_bytes: int = DEFAULT_HOST_BYTES,
         resident: bool = False,
         source: ShardSource | None = None,
+        sample_ids: NDArray[np.int64] | None = None,
     ) -> None:
         """Checks the settings; workers start with the first iteration.
 
@@ -48,6 +49,7 @@ class EvaluationLoader:
             max_host_bytes: Bounds the memory of the batches that are loaded ahead and in use.
             resident: Reads all samples once and keeps them in memory; for small images.
             source: Reads the bytes of the shards; by default from the folder of the index.
+            sample_ids: Which samples, in their order; by default all of them.
 
         Raises:
             UserError: A setting is out of range.
@@ -57,13 +59,11 @@ class EvaluationLoader:
         if not 0 <= rank < num_ranks:
             raise UserError(f"rank: {rank} is not in 0 … {num_ranks - 1} (num_ranks {num_ranks})")
         self._num_ranks, self._batch_size = num_ranks, batch_size
-        self._num_samples = index.num_samples
+        ids = np.arange(index.num_samples) if sample_ids is None else sample_ids
+        self._num_samples = len(ids)
         lengths = index.lengths
         self._blocks = _Blocks(
-            starts=self._starts(rank),
-            batch_size=batch_size,
-            num_samples=index.num_samples,
-            lengths=lengths,
+            starts=self._starts(rank), batch_size=batch_size, sample_ids=ids, lengths=lengths
         )
         self._pool = WorkerPool(
             SplitSource(
@@ -74,7 +74,7 @@ class EvaluationLoader:
                 on_error=None,  # another sample in its place would be counted twice
             ),
             items=self._blocks,
-            num_rows=min(batch_size, index.num_samples),
+            num_rows=min(batch_size, len(ids)),
             max_length=0 if lengths is None else int(lengths.max()),
             num_workers=num_workers,
             max_host_bytes=max_host_bytes,
@@ -105,7 +105,7 @@ class EvaluationLoader:
 class _Blocks:
     starts: range
     batch_size: int
-    num_samples: int
+    sample_ids: NDArray[np.int64]
     lengths: NDArray[np.uint32] | None
 
     def __len__(self) -> int:
@@ -113,7 +113,7 @@ class _Blocks:
 
     def __iter__(self) -> Iterator[Item]:
         for start in self.starts:
-            stop = min(start + self.batch_size, self.num_samples)
-            length = 0 if self.lengths is None else int(self.lengths[start:stop].max())
+            ids = self.sample_ids[start : start + self.batch_size]
+            length = 0 if self.lengths is None else int(self.lengths[ids].max())
             # There is no epoch in evaluation; nothing is drawn from it.
-            yield Item(epoch=0, sample_ids=np.arange(start, stop), length=length)
+            yield Item(epoch=0, sample_ids=ids, length=length)

@@ -2,6 +2,7 @@
 
 from data_pipelines.preparation.cifar import CIFAR10, CIFAR100
 from data_pipelines.preparation.digits import DIGITS
+from data_pipelines.preparation.film_reviews import FILM_REVIEWS
 from data_pipelines.preparation.glue import COLA, MRPC, QQP, SST2
 from data_pipelines.preparation.image_folder import IMAGE_FOLDER
 from data_pipelines.preparation.imagenet import IMAGENET
@@ -23,6 +24,7 @@ DATASETS: dict[str, DatasetRecipe] = {
         MRPC,
         SST2,
         QQP,
+        FILM_REVIEWS,
         TABLE,
     )
 }

@@ -34,6 +34,7 @@ def open_texts(
     options: PreparationOptions,
     scratch: Path,
     progress: Progress,
+    default_val_fraction: float = 0.0,
 ) -> OpenedDataset:
     """Tokenises text files, or finds that it was done.
 
@@ -45,6 +46,7 @@ def open_texts(
         options: Tokenizer, greatest length, seed and fraction.
         scratch: Where tokens are kept.
         progress: Is told how far it is.
+        default_val_fraction: Cuts a single split where `options` has no fraction.
 
     Raises:
         UserError: The tokenizer cannot be loaded, the greatest length is too small, a file cannot
@@ -68,7 +70,7 @@ def open_texts(
         )
         notes += split_notes
     return OpenedDataset(
-        splits=_splits(texts, options),
+        splits=_splits(texts, options, default_val_fraction=default_val_fraction),
         num_classes=max(classes.values()) + 1,
         class_names=class_names,
         sources=describe_texts(files),
@@ -83,7 +85,10 @@ def describe_texts(files: Mapping[str, Sequence[TextFile]]) -> dict[str, str]:
 
 
 def _splits(
-    texts: Mapping[str, TokenisedTexts], options: PreparationOptions
+    texts: Mapping[str, TokenisedTexts],
+    options: PreparationOptions,
+    *,
+    default_val_fraction: float,
 ) -> dict[str, SplitSource]:
     if len(texts) == 1:
         (only,) = texts.values()
@@ -92,7 +97,9 @@ def _splits(
             num_samples=len(only),
             num_bytes=only.num_bytes,
             seed=options.seed,
-            val_fraction=options.val_fraction or 0.0,
+            val_fraction=default_val_fraction
+            if options.val_fraction is None
+            else options.val_fraction,
         )
     return {
         split: whole_split(

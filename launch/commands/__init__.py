@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from launch.commands import config, data, report, sharpness, train
+from launch.commands import config, data, export, landscape, report, reproduce, sharpness, train
 
 
 class Command(Protocol):
@@ -24,4 +24,13 @@ class Command(Protocol):
         """Carries the command out and returns the exit code."""
 
 
-COMMANDS: tuple[Command, ...] = (train, data, report, sharpness, config)
+COMMANDS: tuple[Command, ...] = (
+    train,
+    data,
+    report,
+    sharpness,
+    landscape,
+    reproduce,
+    export,
+    config,
+)

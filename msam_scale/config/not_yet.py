@@ -45,7 +45,6 @@ class NotYet:
 
 
 NOT_YET = (
-    NotYet("model.source", ("timm", "msam_scale"), "language models are not trained yet"),
     NotYet("training.ema", (None,), "weights are not averaged yet"),
     NotYet("checkpoint.async", (False,), "checkpoints are written while training waits"),
 )

@@ -61,7 +61,7 @@ def _phases_follow_each_other(*, phases: list[Mapping[str, Any]]) -> Iterator[Pr
     ascent="objective.ascent",
 )
 def _something_ascends(
-    *, algorithm: str, phases: list[Mapping[str, Any]], rho: float, ascent: str
+    *, algorithm: str, phases: list[Mapping[str, Any]], rho: float | list[float], ascent: str
 ) -> Iterator[Problem]:
     if {algorithm, *(phase["algorithm"] for phase in phases)} != {"vanilla"}:
         return
@@ -71,3 +71,33 @@ def _something_ascends(
                 key,
                 f"{shown(value)} has no effect with objective.algorithm: vanilla; leave it out",
             )
+
+
+@check(
+    OBJECTIVE_CHECKS,
+    rho="objective.rho",
+    algorithm="objective.algorithm",
+    phases="objective.phases",
+    micro_batches="objective.micro_batches",
+)
+def _each_micro_batch_has_a_radius(
+    *,
+    rho: float | list[float],
+    algorithm: str,
+    phases: list[Mapping[str, Any]],
+    micro_batches: int | None,
+) -> Iterator[Problem]:
+    if not isinstance(rho, list):
+        return
+    if "sam" in {algorithm, *(phase["algorithm"] for phase in phases)}:
+        yield Problem(
+            "objective.rho",
+            f"{shown(rho)} has a radius for each micro-batch, and sam has one micro-batch; a "
+            "number works",
+        )
+    elif micro_batches is not None and len(rho) != micro_batches:
+        yield Problem(
+            "objective.rho",
+            f"{shown(rho)} has {len(rho)} radii for objective.micro_batches: {micro_batches}; "
+            f"a number, or a list of {micro_batches}, works",
+        )

@@ -35,6 +35,8 @@ WITHOUT_EFFECT = [
     rule.as_check()
     for rule in (
         _WithoutEffect("training.eval_every", beside="data.val", value=None),
+        _WithoutEffect("training.metrics", beside="data.val", value=None),
+        _WithoutEffect("monitor.sharpness_samples", beside="monitor.sharpness_every", value=None),
         _WithoutEffect("data.cache_limit", beside="data.cache_dir", value=None),
         _WithoutEffect("data.max_bad_samples", beside="data.on_error", value="raise"),
         _WithoutEffect("sharding.shard_group", beside="sharding.strategy", value="replicated"),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from math import sqrt
+from math import inf, sqrt
 
 import torch
 import torch.distributed as dist
@@ -37,9 +37,14 @@ class DifferenceCurvature:
 
     A product is the central difference (∇L(w + h v/‖v‖) - ∇L(w - h v/‖v‖)) ‖v‖ / 2h, whose error
     is of order h² from the third derivative and of order 1/h from rounding. The step h is the one,
-    of a ladder of seven, at which the product changes least when h grows fourfold; it is chosen
-    along the Hessian's image of a random direction, which leans towards the largest eigenvalues,
-    where products are needed. `relative_error` measures what is left along any vector.
+    of a ladder of seven, at which the product changes least, relative to its length, when h grows
+    fourfold; it is chosen along the Hessian's image of a random direction, which leans towards the
+    largest eigenvalues, where products are needed. `relative_error` measures what is left along any
+    vector.
+
+    At kinks, as ReLUs have them, gradients jump, and no step comes arbitrarily close to
+    `ExactCurvature`, whose second derivative is that of the pieces between the kinks: a difference
+    holds a part of each jump that lies within h. `relative_error` shows that, too.
 
     The model is evaluated as in `ExactCurvature`: dropout off, batch normalization by its running
     statistics. Vectors are laid out as `sharding.ascent_gradient.flat`, this rank's parts only; a
@@ -182,11 +187,15 @@ class DifferenceCurvature:
         size = self._norm(weights) or _NO_WEIGHTS
         base = float(torch.finfo(weights.dtype).eps ** (1 / 3)) * size
         direction = self._difference(self.random_signs(seed), step=base)
-        best, least, before = base, float("inf"), None
+        best, least, before = base, inf, None
         for factor in _STEP_LADDER:
             product = self._difference(direction, step=factor * base)
-            if before is not None and (change := self._norm(product - before)) < least:
-                best, least = factor / 4 * base, change
+            if before is not None and (size := min(self._norm(product), self._norm(before))):
+                # Relative to the shorter: far too large a step gives products near zero, which
+                # hardly change, or very long ones, beside which everything else is short.
+                change = self._norm(product - before) / size
+                if change < least:
+                    best, least = factor / 4 * base, change
             before = product
         return best
 

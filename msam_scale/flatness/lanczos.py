@@ -15,6 +15,12 @@ from typing import Protocol
 
 import torch
 
+from data_pipelines.errors import UserError
+
+
+class NotFiniteError(UserError):
+    """A loss or a derivative is not finite at these weights, so there is no flatness to measure."""
+
 
 class SymmetricOperator(Protocol):
     """A symmetric matrix that is only known by its products with vectors.
@@ -81,7 +87,8 @@ def largest_eigenvalues(
         seed: of the start vector.
 
     Raises:
-        ValueError: an argument is out of range, or a product is not finite.
+        ValueError: an argument is out of range.
+        NotFiniteError: a product is not finite.
     """
     if not 1 <= num_eigenvalues <= max_iterations:
         raise ValueError(
@@ -157,7 +164,7 @@ class _Krylov:
         image = self._operator.product(vector)
         before = self._norm(image)
         if not isfinite(before):
-            raise ValueError("a Hessian-vector product is not finite; a finite loss works")
+            raise NotFiniteError("a Hessian-vector product is not finite; a finite loss works")
         self._diagonal.append(float(self._operator.inner([vector], image)[0]))
         self._make_orthogonal(image)
         norm = self._norm(image)

@@ -9,6 +9,8 @@ from typing import Protocol
 
 import torch
 
+from msam_scale.flatness.lanczos import NotFiniteError
+
 
 class LossSurface(Protocol):
     """A loss as a function of the weights; collective where ranks share samples or weights."""
@@ -41,7 +43,8 @@ def rho_sharpness(surface: LossSurface, *, rho: float) -> float:
         rho: the distance ρ in the space of all weights.
 
     Raises:
-        ValueError: ρ is not positive, or loss or gradient are not finite.
+        ValueError: ρ is not positive.
+        NotFiniteError: loss or gradient are not finite.
     """
     if not 0 < rho < float("inf"):
         raise ValueError(f"rho: {rho} is not a positive number")
@@ -53,7 +56,7 @@ def rho_sharpness(surface: LossSurface, *, rho: float) -> float:
     with surface.displaced(gradient.mul_(rho / norm)):
         rise = surface.loss() - before
     if not (isfinite(norm) and isfinite(rise)):
-        raise ValueError("loss or gradient are not finite")
+        raise NotFiniteError("loss or gradient are not finite")
     return rise
 
 

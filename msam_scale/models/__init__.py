@@ -12,21 +12,35 @@ from data_pipelines.errors import UserError
 from msam_scale.models.own import build_own_model, check_own_name
 from msam_scale.models.request import ModelRequest
 from msam_scale.models.timm_models import build_timm_model, check_timm_name
+from msam_scale.models.transformers_models import (
+    build_transformers_model,
+    check_transformers_name,
+)
 
 __all__ = ["MODEL_SOURCES", "ModelRequest", "ModelSource", "build_model", "check_model_name"]
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A library of models: `check_name` raises a UserError with hints, `build` makes a model."""
+    """A library of models.
 
+    Attributes:
+        kind: what its models classify, `images` or `text`.
+        check_name: raises a UserError with hints where there is no such model.
+        build: makes a model.
+    """
+
+    kind: str
     check_name: Callable[[str], None]
     build: Callable[[ModelRequest], nn.Module]
 
 
 MODEL_SOURCES: dict[str, ModelSource] = {
-    "timm": ModelSource(check_name=check_timm_name, build=build_timm_model),
-    "msam_scale": ModelSource(check_name=check_own_name, build=build_own_model),
+    "timm": ModelSource("images", check_name=check_timm_name, build=build_timm_model),
+    "transformers": ModelSource(
+        "text", check_name=check_transformers_name, build=build_transformers_model
+    ),
+    "msam_scale": ModelSource("images", check_name=check_own_name, build=build_own_model),
 }
 
 
@@ -39,8 +53,14 @@ def build_model(source: str, request: ModelRequest, *, seed: int) -> nn.Module:
     """Builds a model whose initial weights follow from the seed alone.
 
     Raises:
-        UserError: no such model, or arguments that it refuses.
+        UserError: no such model, one for other data, or arguments that it refuses.
     """
+    if request.kind != (kind := MODEL_SOURCES[source].kind):
+        fitting = [name for name, other in MODEL_SOURCES.items() if other.kind == request.kind]
+        raise UserError(
+            f"model.source: {source} has models for {kind}, and data.train holds {request.kind}; "
+            f"{' or '.join(fitting)} works"
+        )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:

@@ -14,8 +14,9 @@ class ModelRequest:
 
     Attributes:
         name: as the source spells it.
+        kind: what the samples are: `images` or `text`.
         num_classes: outputs of the head.
-        num_channels: channels of the input images.
+        num_channels: channels of the input images; None for text.
         arguments: further keyword arguments of the model; they win over the fields above.
         pretrained: start from the weights that the source has for this name.
         weights: a safetensors file to start from; not beside `pretrained`.
@@ -23,7 +24,8 @@ class ModelRequest:
 
     name: str
     num_classes: int
-    num_channels: int
+    num_channels: int | None = None
+    kind: str = "images"
     arguments: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     weights: Path | None = None

@@ -24,7 +24,14 @@ METRICS: dict[str, Metric] = {
         "train: mean loss of the mini-batch at w, with label smoothing; val: mean cross-entropy",
     ),
     "accuracy": Metric("accuracy/{split}", "fraction of samples classified rightly, 0 … 1"),
+    "f1": Metric("f1/{split}", "F1 score of class 1, of two classes, 0 … 1"),
+    "matthews_correlation": Metric(
+        "matthews_correlation/{split}", "Matthews correlation coefficient, -1 … 1"
+    ),
     "samples": Metric("samples/{split}", "samples evaluated"),
+    "sharpness": Metric(
+        "sharpness/{split}", "λ_max, the largest eigenvalue of the training loss's Hessian"
+    ),
     "lr": Metric("optimizer/learning_rate", "learning rate of the step"),
     "grad_norm": Metric("norm/gradient", "L2 norm of the averaged gradient before clipping"),
     "ascent_norm": Metric("norm/ascent", "mean L2 norm of the micro-batches' ascent gradients"),

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
+_SHOWN = ("loss", "accuracy", "sharpness", "lr", "samples_per_second", "skipped_steps")
+
 
 class Progress:
     """Shows how far the run is on stderr.
@@ -35,7 +37,7 @@ class Progress:
         """Shows a metric line."""
         figures = "  ".join(
             f"{name} {_short(values[name])}"
-            for name in ("loss", "accuracy", "lr", "samples_per_second", "skipped_steps")
+            for name in _SHOWN
             if values.get(name) is not None and (name != "skipped_steps" or values[name])
         )
         if self._bar is not None:

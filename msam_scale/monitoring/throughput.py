@@ -5,7 +5,8 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -27,14 +28,10 @@ _PEAK_BY_DEVICE = {
 _MEASURED_SIZE, _MEASURED_TIMES = 1024, 5
 
 
-class Predicts(Protocol):
-    """The parts of an engine that counting operations needs."""
+class HasModule(Protocol):
+    """The part of an engine that counting operations needs."""
 
     module: nn.Module
-
-    def predict(self, *inputs: Any, **named_inputs: Any) -> Any:
-        """A forward."""
-        ...
 
 
 class Throughput:
@@ -91,37 +88,39 @@ class Throughput:
 
 
 def measure_throughput(
-    engine: Predicts,
-    sample: torch.Tensor,
+    engine: HasModule,
+    forward: Callable[[], object],
     *,
     batch_size: int,
     num_passes: int,
     num_devices: int,
+    device: torch.device,
     compute: torch.dtype,
 ) -> Throughput:
     """Counts a model's operations and finds the devices' peak. Collective where forwards are.
 
     Args:
         engine: of the model.
-        sample: an input with one sample in its first dimension, there too.
+        forward: the model's forward of one sample.
         batch_size: samples of a step over all ranks.
         num_passes: forward-backward passes over each sample: 2 with an ascent.
         num_devices: ranks.
+        device: one of theirs.
         compute: type of the matrix products.
     """
     return Throughput(
         batch_size=batch_size,
-        flops_per_sample=num_passes * flops_of_sample(engine, sample),
-        peak_flops=num_devices * peak_flops(sample.device, compute),
+        flops_per_sample=num_passes * flops_of_sample(engine, forward),
+        peak_flops=num_devices * peak_flops(device, compute),
     )
 
 
-def flops_of_sample(engine: Predicts, sample: torch.Tensor) -> float:
+def flops_of_sample(engine: HasModule, forward: Callable[[], object]) -> float:
     """Operations of a forward and backward of one sample, counted from the operators that run."""
     was_training = engine.module.training
     engine.module.eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        engine.predict(sample)
+        forward()
     engine.module.train(was_training)
     return float(counter.get_total_flops() * _FORWARD_BACKWARD)
 

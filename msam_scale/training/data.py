@@ -14,15 +14,11 @@ from data_pipelines import (
     SampleMixing,
     SourceOptions,
     Split,
-    TransformPreset,
     open_split,
 )
-from data_pipelines.errors import UserError
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config
-
-# What compressed images are decoded to.
-_NUM_COLOURS = 3
+from msam_scale.training.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -32,14 +28,12 @@ class RunData:
     Attributes:
         train: samples to train on.
         val: samples to evaluate on, where the config names some.
-        transform: what is done to the images.
-        image_shape: (height, width, channels) after it.
+        task: what is learnt from them.
     """
 
     train: Split
     val: Split | None
-    transform: TransformPreset
-    image_shape: tuple[int, int, int]
+    task: Task
 
 
 def open_run_split(location: str, config: Config) -> Split:
@@ -57,38 +51,6 @@ def open_run_split(location: str, config: Config) -> Split:
             cache_limit=sys.maxsize if section.cache_limit is None else section.cache_limit,
         )
     return open_split(location, options=options)
-
-
-def refuse_text(split: Split) -> Split:
-    """Returns a split that holds images.
-
-    Raises:
-        UserError: it holds text.
-    """
-    if split.index.meta.tokens is not None:
-        raise UserError(
-            f"{split.index.directory} holds text, and language models are not trained yet; a data "
-            "set of images works"
-        )
-    return split
-
-
-def image_shape(split: Split, transform: TransformPreset) -> tuple[int, int, int]:
-    """(height, width, channels) of a split's images after a transform.
-
-    Raises:
-        UserError: they would differ.
-    """
-    index = split.index
-    if transform.size is not None:
-        channels = _NUM_COLOURS if index.image_shape is None else index.image_shape[2]
-        return (*transform.size, channels)
-    if index.image_shape is None:
-        raise UserError(
-            f"{index.directory}: its images differ in size, and data.transform: {transform.name} "
-            "does not bring them to one; inception_vit, inception_tv or inception_sam works"
-        )
-    return index.image_shape
 
 
 def training_loader(
@@ -130,7 +92,7 @@ def training_loader(
         batch_size=plan.batch_size,
         micro_batches=plan.micro_batches,
         positions=[plan.slice_positions(rank, turn) for turn in range(plan.sequential)],
-        transform=data.transform,
+        transform=data.task.transform,
         num_workers=section.workers,
         first_step=steps.start,
         num_steps=len(steps),

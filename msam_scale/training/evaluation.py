@@ -1,8 +1,8 @@
-"""Loss and accuracy over a whole validation set, each sample once at any world size."""
+"""Loss and metrics over a whole validation set, each sample once at any world size."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,9 @@ import torch.nn.functional as F
 
 from data_pipelines import DevicePrefetcher, EvaluationLoader
 from msam_scale.engine import Engine
+from msam_scale.precision import PRECISIONS
 from msam_scale.training.data import RunData
+from msam_scale.training.metrics import CLASSIFICATION_METRICS, AnswerCounts
 
 # A forward that keeps nothing for a backward takes a fraction of a training chunk's memory.
 _CHUNKS_AT_ONCE = 4
@@ -19,19 +21,20 @@ _CHUNKS_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures over a validation set, equal on all ranks."""
+    """Figures over a validation set, equal on all ranks.
+
+    Attributes:
+        loss: mean cross-entropy.
+        metrics: the config's `training.metrics`, by name.
+        samples: how many.
+    """
 
     loss: float
-    accuracy: float
+    metrics: Mapping[str, float]
     samples: int
 
 
-def evaluate(
-    engine: Engine,
-    data: RunData,
-    *,
-    prepare: Callable[[torch.Tensor], torch.Tensor],
-) -> Evaluation:
+def evaluate(engine: Engine, data: RunData) -> Evaluation:
     """Evaluates the model as it is, on the validation data of a run. Collective.
 
     The sums meet once at the end. Where a forward is collective, ranks with fewer batches than
@@ -40,41 +43,42 @@ def evaluate(
     Args:
         engine: its model is put back in training mode afterwards.
         data: the run's.
-        prepare: turns uint8 images on the device into the model's inputs.
     """
     assert data.val is not None, "a run without validation data is not evaluated"
-    index, section = data.val.index, engine.config.data
-    device = engine.ranks.device
-    sums = torch.zeros(3, dtype=torch.float64, device=device)
+    index, task, config = data.val.index, data.task, engine.config
+    dtype, device = PRECISIONS[config.precision].parameters, engine.ranks.device
+    loss = torch.zeros(1, dtype=torch.float64, device=device)
+    answers = AnswerCounts(num_classes=task.num_classes, device=device)
     loader = EvaluationLoader(
         index,
-        batch_size=_CHUNKS_AT_ONCE * (engine.config.batch.chunk or engine.plan.slice_size),
+        batch_size=_CHUNKS_AT_ONCE * (config.batch.chunk or engine.plan.slice_size),
         rank=engine.ranks.rank,
         num_ranks=engine.ranks.size,
-        transform=data.transform,
-        num_workers=section.workers,
-        max_host_bytes=section.memory_limit,
+        transform=task.transform,
+        num_workers=config.data.workers,
+        max_host_bytes=config.data.memory_limit,
         source=data.val.source,
     )
     engine.eval()
     with torch.no_grad():
-        for images, labels in DevicePrefetcher(loader, device=device):
-            logits = engine.predict(prepare(images))
+        for batch in DevicePrefetcher(loader, device=device):
+            logits, labels = task.logits(engine.predict, batch, dtype=dtype)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            sums[0] += F.cross_entropy(logits, labels, reduction="sum")
-            sums[1] += (logits.argmax(dim=1) == labels).sum()
-            sums[2] += len(labels)
+            loss += F.cross_entropy(logits, labels, reduction="sum")
+            answers.add(logits, labels)
         if engine.forward_is_collective:
-            most = loader.num_blocks_of(0)
-            for _ in range(most - len(loader)):
-                engine.predict(prepare(_blank_image(data, device=device)))
+            blank = task.blank_batch(device=device)
+            for _ in range(loader.num_blocks_of(0) - len(loader)):
+                task.logits(engine.predict, blank, dtype=dtype)
     engine.train()
+    sums = torch.cat([loss, answers.counts])
     if engine.ranks.world is not None:
         dist.all_reduce(sums, group=engine.ranks.world)
-    loss, correct, count = sums.tolist()
+    answers.counts.copy_(sums[1:])
+    pairs = answers.answers()
+    count = int(pairs[2].sum())
     assert count == index.num_samples, f"evaluated {count} of {index.num_samples} samples"
-    return Evaluation(loss=loss / count, accuracy=correct / count, samples=int(count))
-
-
-def _blank_image(data: RunData, *, device: torch.device) -> torch.Tensor:
-    return torch.zeros((1, *data.image_shape), dtype=torch.uint8, device=device)
+    metrics: dict[str, float] = {
+        name: CLASSIFICATION_METRICS[name](pairs) for name in config.training.metrics
+    }
+    return Evaluation(loss=float(sums[0]) / count, metrics=metrics, samples=count)

@@ -12,13 +12,17 @@ from data_pipelines import SampleIndex, Split, sample_order, transform_preset
 from data_pipelines.errors import UserError
 from msam_scale.ascent import ascent_rule
 from msam_scale.config import Config, load_config
+from msam_scale.config.describe import shown
+from msam_scale.config.keys import default_of, value_at
 from msam_scale.initialization import check_batch_norm
 from msam_scale.models import ModelRequest, build_model, check_model_name
 from msam_scale.optimization import check_schedule
 from msam_scale.optimization.from_config import optimizer_builder
-from msam_scale.training.data import RunData, image_shape, open_run_split, refuse_text
+from msam_scale.training.data import RunData, open_run_split
 from msam_scale.training.findings import Findings
+from msam_scale.training.metrics import check_metrics
 from msam_scale.training.run_folder import RunFolder
+from msam_scale.training.tasks import Task, make_task
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def prepare_run(
     findings = Findings(source, overrides=overrides)
     train = model = folder = None
     with findings.collected("data.train"):
-        train = refuse_text(open_run_split(str(config.data.train), config))
+        train = open_run_split(str(config.data.train), config)
     data = _open_data(config, train, findings=findings)
     with findings.collected("objective.ascent"):
         ascent_rule(config.objective.ascent)
@@ -97,19 +101,29 @@ def prepare_run(
 
 
 def _open_data(config: Config, train: Split | None, *, findings: Findings) -> RunData | None:
-    transform = val = shape = None
-    with findings.collected("data.transform"):
-        transform = transform_preset(config.data.transform)
-        if train is not None:
-            shape = image_shape(train, transform)
+    task: Task | None = None
+    val = None
+    if train is not None:
+        with findings.collected("data.transform"):
+            task = make_task(train, transform=config.data.transform)
+    else:
+        with findings.collected("data.transform"):
+            transform_preset(config.data.transform)
     if config.data.val is not None:
         with findings.collected("data.val"):
             val = open_run_split(config.data.val, config)
-            if train is not None:
-                _check_same_kind(val.index, train.index)
-    if train is None or transform is None or shape is None:
+            if task is not None:
+                task.check_validation(val)
+    if train is None or task is None:
         return None
-    return RunData(train=train, val=val, transform=transform, image_shape=shape)
+    values = config.to_dict()
+    for key in task.ignored_settings:
+        if (value := value_at(values, key)) != default_of(key):
+            with findings.collected(key):
+                raise UserError(f"{shown(value)} has no effect on {task.kind}; leave it out")
+    with findings.collected("training.metrics"):
+        check_metrics(config.training.metrics, num_classes=task.num_classes)
+    return RunData(train=train, val=val, task=task)
 
 
 def _check_order(config: Config, index: SampleIndex) -> None:
@@ -120,8 +134,7 @@ def _build(config: Config, data: RunData, *, with_weights: bool) -> nn.Module:
     weights = config.model.weights if with_weights else None
     request = ModelRequest(
         name=str(config.model.name),
-        num_classes=data.train.index.num_classes,
-        num_channels=data.image_shape[2],
+        **data.task.description(),
         arguments=config.model.args,
         pretrained=config.model.pretrained and with_weights,
         weights=None if weights is None else Path(weights).expanduser(),
@@ -137,13 +150,3 @@ def _steps_per_epoch(config: Config, index: SampleIndex) -> int:
             f"{index.directory}; at most {index.num_samples} works"
         )
     return steps
-
-
-def _check_same_kind(val_index: SampleIndex, train_index: SampleIndex) -> None:
-    for what in ("num_classes", "image_shape"):
-        val, train = getattr(val_index, what), getattr(train_index, what)
-        if val != train:
-            raise UserError(
-                f"{val_index.directory}: its {what} is {val}, that of the training data {train}; "
-                "validation data of the same data set works"
-            )

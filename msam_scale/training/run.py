@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import torch
 import torch.distributed as dist
 
-from data_pipelines import DevicePrefetcher, MicroBatchLoader, normalise
+from data_pipelines import DevicePrefetcher, MicroBatchLoader
 from msam_scale.checkpoint import prune_checkpoints
+from msam_scale.flatness.during_training import training_sharpness
 from msam_scale.initialization import initialize
 from msam_scale.monitoring import Monitor
 from msam_scale.monitoring.throughput import Throughput, measure_throughput, peak_memory_gib
@@ -19,7 +19,6 @@ from msam_scale.ranks import Ranks
 from msam_scale.step_summary import StepResult
 from msam_scale.training.data import training_loader
 from msam_scale.training.evaluation import Evaluation, evaluate
-from msam_scale.training.image_loss import image_loss
 from msam_scale.training.prepare import PreparedRun
 
 
@@ -62,14 +61,11 @@ class _Run:
     def __init__(self, prepared: PreparedRun, *, ranks: Ranks) -> None:
         self._prepared = prepared
         self._config = prepared.config
-        self._dtype = PRECISIONS[self._config.precision].parameters
         self._engine = initialize(
             prepared.model,
             config=self._config,
-            loss_fn=image_loss(
-                prepared.data.transform,
-                dtype=self._dtype,
-                num_classes=prepared.data.train.index.num_classes,
+            loss_fn=prepared.data.task.loss_fn(
+                dtype=PRECISIONS[self._config.precision].parameters,
                 label_smoothing=self._config.training.label_smoothing,
             ),
             num_steps=prepared.num_steps,
@@ -98,6 +94,7 @@ class _Run:
         """The loop over steps."""
         engine, config, num_steps = self._engine, self._config, self._prepared.num_steps
         eval_every = config.training.eval_every or self._prepared.steps_per_epoch
+        sharpness_every = (config.monitor.sharpness_every or 0) * self._prepared.steps_per_epoch
         if self._first_step:
             self._monitor.say(f"resumed after step {self._first_step} of {num_steps}")
         engine.train()
@@ -116,6 +113,8 @@ class _Run:
                     self._report(result, learning_rate, ascends=ascends)
                 if step % eval_every == 0 and step < num_steps:
                     self._evaluate()
+                if sharpness_every and step % sharpness_every == 0:
+                    self._measure_sharpness()
                 if config.checkpoint.every and step % config.checkpoint.every == 0:
                     self._save()
         self._evaluate()
@@ -157,14 +156,20 @@ class _Run:
         if self._prepared.data.val is None:
             return
         self._throughput.pause()
-        self._evaluation = evaluate(self._engine, self._prepared.data, prepare=self._prepare)
+        self._evaluation = evaluate(self._engine, self._prepared.data)
         if self._engine.num_steps_done > self._first_step:  # else an earlier start has reported it
             self._report_line(
                 "val",
                 loss=self._evaluation.loss,
-                accuracy=self._evaluation.accuracy,
+                **self._evaluation.metrics,
                 samples=self._evaluation.samples,
             )
+        self._throughput.resume()
+
+    def _measure_sharpness(self) -> None:
+        self._throughput.pause()
+        found = training_sharpness(self._engine, self._prepared.data)
+        self._report_line("train", sharpness=found)
         self._throughput.resume()
 
     def _save(self) -> None:
@@ -175,6 +180,7 @@ class _Run:
         extra = {
             "data_fingerprint": self._prepared.data.train.index.fingerprint,
             "loader": self._loader_state(),
+            "task": self._prepared.data.task.description(),
         }
         self._engine.save_checkpoint(folder.checkpoints, extra=extra)
         self._saved_step = self._engine.num_steps_done
@@ -208,20 +214,17 @@ class _Run:
                 bad_samples.merge(others)
         return self._loader.state_dict(steps_done=self._engine.num_steps_done)
 
-    def _prepare(self, images: torch.Tensor) -> torch.Tensor:
-        return normalise(images, preset=self._prepared.data.transform, dtype=self._dtype)
-
     def _measure_throughput(self) -> Throughput:
-        image = torch.zeros(
-            (1, *self._prepared.data.image_shape),
-            dtype=torch.uint8,
-            device=self._engine.ranks.device,
-        )
+        engine, task = self._engine, self._prepared.data.task
+        precision = PRECISIONS[self._config.precision]
+        device = engine.ranks.device
+        sample = task.blank_batch(device=device)
         return measure_throughput(
-            self._engine,
-            self._prepare(image),
-            batch_size=self._engine.plan.batch_size,
-            num_passes=1 if self._engine.algorithm == "vanilla" else 2,
-            num_devices=self._engine.ranks.size,
-            compute=PRECISIONS[self._config.precision].compute,
+            engine,
+            lambda: task.logits(engine.predict, sample, dtype=precision.parameters),
+            batch_size=engine.plan.batch_size,
+            num_passes=1 if engine.algorithm == "vanilla" else 2,
+            num_devices=engine.ranks.size,
+            device=device,
+            compute=precision.compute,
         )

@@ -17,7 +17,12 @@ from msam_scale.config.keys import all_keys, value_at
 
 # What the result does not depend on, and may change on resume. Data are compared by fingerprint.
 _FREE_SECTIONS = ("run.name", "run.dir", "data.", "sharding.", "checkpoint.", "monitor.")
-_FREE_KEYS = ("batch.chunk", "objective.max_skipped_steps", "training.eval_every")
+_FREE_KEYS = (
+    "batch.chunk",
+    "objective.max_skipped_steps",
+    "training.eval_every",
+    "training.metrics",
+)
 _RESULT_KEYS = ("data.transform", "data.order", "data.on_error")
 
 

@@ -15,7 +15,6 @@ from msam_scale.errors import UserError
 
 GOOD: dict[str, Any] = {"batch.size": 64, "objective.micro_batches": 8}
 NOT_AVAILABLE: dict[str, Any] = {
-    "model.source": "transformers",
     "training.ema": 0.99,
     "checkpoint.async": True,
 }

@@ -22,11 +22,12 @@ SECTIONS = {
     "batch": "size chunk norm_samples",
     "optimizer": "name lr momentum weight_decay clip_norm args",
     "schedule": "name warmup args",
-    "training": "epochs steps label_smoothing mixup cutmix eval_every compile "
+    "training": "epochs steps label_smoothing mixup cutmix eval_every metrics compile "
     "activation_checkpointing loss_scale ema",
     "sharding": "strategy shard_group blocks deepspeed offload",
     "checkpoint": "every keep async resume",
-    "monitor": "every tensorboard deepspeed_tensorboard jsonl progress",
+    "monitor": "every tensorboard deepspeed_tensorboard jsonl sharpness_every "
+    "sharpness_samples progress",
 }
 
 
@@ -57,7 +58,7 @@ def test_the_table_has_a_row_for_every_setting() -> None:
     assert {len(row) for row in cells} == {5}
     assert all(row[2] and row[3] and row[4] for row in cells)
     rho = next(row for row, key in zip(cells, keys, strict=True) if key == "objective.rho")
-    assert rho[2:4] == ["a number ≥ 0", "0.05"]
+    assert rho[2:4] == ["a number ≥ 0, or a list of a number ≥ 0", "0.05"]
 
 
 def test_the_defaults() -> None:

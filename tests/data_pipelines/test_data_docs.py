@@ -114,6 +114,10 @@ def write_texts(root: Path) -> None:
             archives.write_lines(root / "downloads" / task / name, [*header, row, row])
     reviews = [f"{archives.sentence(number)}\t{number % 2}" for number in range(20)]
     archives.write_lines(root / "reviews.tsv", ["sentence\tlabel", *reviews])
+    archives.write_film_reviews(
+        root / "downloads" / "vaderSentiment-3.3.2.tar.gz",
+        [f"{number}\t{(-1) ** number}\t{archives.sentence(number)}" for number in range(20)],
+    )
 
 
 def test_every_command_and_all_code_works(

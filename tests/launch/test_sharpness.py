@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from rank_pool import OnRanks
 from safetensors.torch import load_file, save_file
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from data_pipelines import EvaluationLoader, GlobalOrder, open_split, prepare, transform_preset
 from launch.cli import main
+from msam_scale.flatness.during_training import training_sharpness
+from msam_scale.initialization import initialize
 from msam_scale.models import ModelRequest, build_model
+from msam_scale.ranks import join
+from msam_scale.training.prepare import prepare_run
 
 CONFIG = """
 run: {name: short, dir: RUNS, seed: 5}
@@ -165,3 +172,43 @@ def test_mistakes_exit_with_2_and_one_line(
     assert "data.train" in refused_in_one_line(moved)
     shutil.rmtree(moved / "checkpoints")
     assert "no checkpoint here" in refused_in_one_line(moved)
+
+
+def _while_training(folder: Path, overrides: Sequence[str]) -> float:
+    """What a run reports between two steps, resumed on these ranks after its last one."""
+    ranks = join()
+    often = ["monitor.sharpness_every=1", "monitor.sharpness_samples=64"]
+    place = [f"run.dir={folder.parent}", *often]
+    prepared = prepare_run(
+        folder / "config.yaml", overrides=[*place, *overrides], world_size=ranks.size
+    )
+    config, data = prepared.config, prepared.data
+    engine = initialize(
+        prepared.model,
+        config=config,
+        loss_fn=data.task.loss_fn(
+            dtype=torch.float32, label_smoothing=config.training.label_smoothing
+        ),
+        num_steps=prepared.num_steps,
+    )
+    assert prepared.folder.resume_from is not None
+    engine.load_checkpoint(prepared.folder.resume_from)
+    return training_sharpness(engine, data)
+
+
+def test_a_measurement_while_training_is_that_of_the_command(
+    short_run: Path, capsys: pytest.CaptureFixture[str], on_ranks: OnRanks
+) -> None:
+    """On two ranks that share the samples. Differences do not come near for a network of ReLUs."""
+    expected = _printed(capsys, short_run, "--samples", 64)["lambda_max"]
+    first, second = on_ranks(2, _while_training, short_run, [])
+    assert first == second == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_run_without_a_finite_loss_goes_on(moved: Path) -> None:
+    weights = moved / "checkpoints/step-00000002/model.safetensors"
+    tensors = load_file(weights)
+    tensors["stem.weight"].fill_(float("nan"))
+    save_file(tensors, weights)
+    overrides = [f"checkpoint.resume={moved / 'checkpoints'}"]
+    assert isnan(_while_training(moved, overrides))

@@ -58,13 +58,27 @@ def test_a_run_writes_what_it_promises(config: str, capsys: pytest.CaptureFixtur
     assert all(line["samples"] == 360 for line in validations)
     assert lines[-2]["loss"] < 0.9 * lines[0]["loss"]
     named = {name for line in lines for name in line} - {"step", "epoch", "split"}
-    assert named == METRICS.keys()
+    # What only some runs measure is tested with those.
+    assert named == METRICS.keys() - {"f1", "matthews_correlation", "sharpness"}
     assert all(0 < line["mfu"] < 2 for line in lines if "mfu" in line)
     assert Path("runs/small/checkpoints/latest").read_text() == "step-00000012\n"
     assert sorted(path.name for path in Path("runs/small/checkpoints").iterdir()) == [
         "latest",
         "step-00000012",
     ]
+
+
+def test_sharpness_on_the_way_leaves_the_run_as_it_is(config: str) -> None:
+    train(config, "run.name=plain")
+    train(config, "run.name=measured", "monitor.sharpness_every=1", "monitor.sharpness_samples=32")
+    found = [line for line in metric_lines("measured") if "sharpness" in line]
+    assert [line["step"] for line in found] == [11], "11 steps are an epoch"
+    assert found[0]["sharpness"] > 0
+    board = EventAccumulator("runs/measured/tensorboard")
+    board.Reload()
+    assert [event.step for event in board.Scalars("sharpness/train")] == [11]
+    plain = weights("plain", step=12)
+    assert all(torch.equal(plain[name], t) for name, t in weights("measured", step=12).items())
 
 
 PROGRESS_OFF = ("monitor.progress=false",)

@@ -9,6 +9,7 @@ from pydantic import Field
 from msam_scale.config.sections.base import Count, Section, Text
 
 Algorithm = Literal["vanilla", "sam", "msam"]
+Radius = Annotated[float, Field(ge=0)]
 
 
 class Phase(Section):
@@ -34,9 +35,10 @@ class ObjectiveSection(Section):
     their own. It changes the result, the number of ranks does not. `msam` needs it, because no
     value suits every batch; 1 is SAM."""
 
-    rho: Annotated[float, Field(ge=0)] = 0.05
+    rho: Radius | Annotated[tuple[Radius, ...], Field(strict=False)] = 0.05
     """Radius of the perturbation: its 2-norm over all parameters, in the parameters' own unit. 0.05
-    by default, the usual choice for SAM on images; 0 makes the perturbation vanish."""
+    by default, the usual choice for SAM on images; 0 makes the perturbation vanish. A list has a
+    radius for each of `micro_batches`, in their order."""
 
     ascent: Text = "sam"
     """Rule that turns a micro-batch's gradient into its perturbation. `sam`, the default, is the
@@ -56,6 +58,10 @@ class ObjectiveSection(Section):
     def algorithms(self) -> list[Algorithm]:
         """The algorithms that some step follows, each once."""
         return list(dict.fromkeys([*(phase.algorithm for phase in self.phases), self.algorithm]))
+
+    def radius(self, micro_batch: int) -> float:
+        """ρ of the micro-batch with this number, from 0 on."""
+        return self.rho[micro_batch] if isinstance(self.rho, tuple) else self.rho
 
     @property
     def ascends(self) -> bool:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from msam_scale.config.sections.base import Arguments, Count, Section, Text
 
+ClassificationMetric = Literal["accuracy", "f1", "matthews_correlation"]
+
 
 class OptimizerSection(Section):
     """The optimizer that takes the averaged gradient."""
@@ -123,6 +125,12 @@ class TrainingSection(Section):
 
     eval_every: Count | None = None
     """Optimizer steps between two evaluations on `data.val`. `null`, the default: once an epoch."""
+
+    metrics: Annotated[tuple[ClassificationMetric, ...], Field(strict=False, min_length=1)] = (
+        "accuracy",
+    )
+    """What an evaluation reports beside the loss: `accuracy`, `f1` (of class 1, of two classes),
+    `matthews_correlation`. `[accuracy]` by default."""
 
     compile: bool = False
     """Compile the model with `torch.compile`. Off by default: the first step takes long, and not

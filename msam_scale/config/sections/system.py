@@ -78,6 +78,15 @@ class MonitorSection(Section):
     """Write `metrics.jsonl` into the run's folder, one JSON object for each report. On by default:
     plots and comparisons of runs read it."""
 
+    sharpness_every: Count | None = None
+    """Epochs between two measurements of the largest eigenvalue of the training loss's Hessian,
+    which is reported as `sharpness`. `null`, the default: none. One takes some ten to two hundred
+    forward-backward passes over `sharpness_samples` samples and does not change the run."""
+
+    sharpness_samples: Count = 1024
+    """Training samples that such a measurement is over, a random part that stays the same. 1024 by
+    default, for a time that does not grow with the data."""
+
     progress: bool = True
     """Show progress on the first rank's stderr: a bar on a terminal, a line a report elsewhere. On
     by default."""

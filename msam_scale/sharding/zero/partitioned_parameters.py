@@ -81,6 +81,7 @@ class ParameterPartitioning:
             raise UserError("the model has no trainable parameter: every requires_grad is False")
         self._engine = start_engine(request, parameters=parameters, settings=settings)
         private_api.destroy_with(self, self._engine)
+        private_api.restore_linear_after(self)
         if self._is_float16:
             private_api.skip_at_the_lowest_scale(self._engine)
         self.optimizer = private_api.base_optimizer(self._engine)

@@ -170,6 +170,30 @@ def shard_module(
         parameter.ds_shape = torch.Size()  # type: ignore[attr-defined]
 
 
+_num_sharded = 0
+
+
+def restore_linear_after(owner: object) -> None:
+    """Gives torch its `linear` back when nobody holds the last sharded `owner` any more.
+
+    `zero.Init` replaces `torch.nn.functional.linear` in the whole process, for good, by one whose
+    backward has no derivative of its own.
+    """
+    global _num_sharded
+    _num_sharded += 1
+    weakref.finalize(owner, _restore_linear).atexit = False
+
+
+def _restore_linear() -> None:
+    from deepspeed.runtime.zero.partition_parameters import InsertPostInitMethodToModuleSubClasses
+
+    global _num_sharded
+    _num_sharded -= 1
+    original = getattr(InsertPostInitMethodToModuleSubClasses, "linear_bk", None)
+    if not _num_sharded and original is not None:
+        nn.functional.linear = original
+
+
 def forget_groups_of_before() -> None:
     """DeepSpeed keeps its groups where the process has left the world they belong to."""
     from deepspeed.utils import groups

@@ -1,0 +1,37 @@
+"""`msam-scale export`: trained weights for timm, transformers or any other program."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+NAME = "export"
+HELP = "write the weights of a run for timm, transformers or any other program"
+
+_FORMATS = ("safetensors", "timm", "transformers")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the run, the format and the folder."""
+    parser.add_argument("folder", metavar="RUN", help="folder of a run, or of one checkpoint")
+    parser.add_argument(
+        "--format",
+        choices=_FORMATS,
+        required=True,
+        help="safetensors: the weights alone; timm: a folder for "
+        'timm.create_model("local-dir:DIR", pretrained=True); transformers: a folder for '
+        "from_pretrained",
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to write; a new one")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes and says what; returns 0."""
+    from data_pipelines.durable_files import new_directory
+    from msam_scale.export import EXPORT_FORMATS, load_trained_model
+
+    trained = load_trained_model(Path(arguments.folder))
+    with new_directory(Path(arguments.out)) as partial:
+        EXPORT_FORMATS[arguments.format](trained, partial)
+    print(f"{arguments.out}: {trained.config.model.name} after {trained.step} steps")
+    return 0

@@ -1,0 +1,77 @@
+"""A model as a run has trained it, in this process, without the run's data or ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from data_pipelines.errors import UserError
+from msam_scale.checkpoint import find_checkpoint, read_progress
+from msam_scale.config import Config, ConfigError
+from msam_scale.models import ModelRequest, build_model
+
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A checkpoint's model.
+
+    Attributes:
+        model: in evaluation mode, on the CPU, in the precision that was trained.
+        config: the run's.
+        step: optimizer steps done.
+        checkpoint: the folder that it comes from.
+    """
+
+    model: nn.Module
+    config: Config
+    step: int
+    checkpoint: Path
+
+
+def load_trained_model(location: Path) -> TrainedModel:
+    """Builds the model of a run or checkpoint and gives it the trained weights.
+
+    Args:
+        location: folder of a run, whose newest checkpoint counts, or of a checkpoint.
+
+    Raises:
+        UserError: there is no checkpoint, it is damaged, or it does not say what model it is of.
+    """
+    inside = location / "checkpoints"
+    checkpoint = find_checkpoint(inside if inside.is_dir() else location)
+    progress = read_progress(checkpoint)
+    config = _config_of(checkpoint, progress)
+    task = progress["extra"].get("task")
+    if task is None or config.model.name is None:
+        raise UserError(
+            f"{checkpoint}: does not say what model it is of; a checkpoint that `msam-scale train` "
+            "has saved works"
+        )
+    request = ModelRequest(str(config.model.name), arguments=config.model.args, **task)
+    model = build_model(config.model.source, request, seed=config.run.seed)
+    path = checkpoint / WEIGHTS_FILE
+    try:
+        weights = load_file(path)
+        floating = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+        model.to(floating).load_state_dict(weights)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: does not fit the run's model: {first}") from error
+    return TrainedModel(model.eval(), config, step=progress["step"], checkpoint=checkpoint)
+
+
+def _config_of(checkpoint: Path, progress: dict[str, Any]) -> Config:
+    try:
+        return Config.model_validate(progress["config"])
+    except (ValueError, ConfigError) as error:
+        first = str(error).splitlines()[0]
+        raise UserError(f"{checkpoint}: its config is damaged: {first}") from error

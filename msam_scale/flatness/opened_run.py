@@ -1,0 +1,156 @@
+"""A run opened in one process: its newest checkpoint, its training samples and its loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from data_pipelines.errors import UserError
+from msam_scale.batch_tree import Batch, narrow, num_samples
+from msam_scale.checkpoint import find_checkpoint, read_progress
+from msam_scale.config import Config
+from msam_scale.flatness.hessian_vector import ExactCurvature
+from msam_scale.flatness.training_samples import TrainingSamples
+from msam_scale.passes import LossFunction
+from msam_scale.precision import PRECISIONS
+from msam_scale.ranks import join
+from msam_scale.training.prepare import PreparedRun, prepare_run
+
+# A run opens in one process as it was trained on many: none of this changes the weights.
+_ONE_PROCESS = (
+    "sharding.strategy=replicated",
+    "sharding.shard_group=null",
+    "sharding.deepspeed=null",
+    "sharding.offload=false",
+    "data.val=null",
+    "training.eval_every=null",
+    "training.metrics=[accuracy]",
+    "monitor.sharpness_every=null",
+    "monitor.sharpness_samples=1024",
+)
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run at its newest checkpoint.
+
+    Attributes:
+        folder: of the run.
+        checkpoint: its newest one.
+        prepared: config and data.
+        model: with the checkpoint's weights, on `device`, in the parameters' type.
+        loss_fn: the run's: label smoothing included, weight decay not.
+        device: where it computes.
+    """
+
+    folder: Path
+    checkpoint: Path
+    prepared: PreparedRun
+    model: nn.Module
+    loss_fn: LossFunction
+    device: torch.device
+
+    @property
+    def config(self) -> Config:
+        """The run's, for one process."""
+        return self.prepared.config
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps of the checkpoint."""
+        step: int = read_progress(self.checkpoint)["step"]
+        return step
+
+    def samples(self, *, num_samples: int | None, batch_size: int) -> TrainingSamples:
+        """Training samples, `batch_size` at a time.
+
+        Raises:
+            UserError: there are fewer than `num_samples`.
+        """
+        there = self.prepared.data.train.index.num_samples
+        if num_samples is not None and num_samples > there:
+            raise UserError(f"--samples {num_samples} is more than the {there} that there are")
+        return TrainingSamples(
+            self.prepared.data, self.config, num_samples=num_samples, batch_size=batch_size
+        )
+
+    def curvature(self, parts: Iterable[Batch], *, at_once: int) -> ExactCurvature:
+        """The loss over some samples; at most `at_once`, or `batch.chunk`, go through the model."""
+        size = self.config.batch.chunk or at_once
+        return ExactCurvature(self.model, loss_fn=self.loss_fn, batches=_Chunks(parts, size=size))
+
+
+def open_run(folder: Path, *, command: str) -> OpenedRun:
+    """Opens a run at its newest checkpoint; writes nothing.
+
+    Args:
+        folder: of the run.
+        command: who asks, for messages.
+
+    Raises:
+        UserError: no run or checkpoint there, its data are gone or changed, or this is one of
+            several processes.
+    """
+    ranks = join()
+    if ranks.size > 1:
+        raise UserError(f"{command} runs in one process, not in {ranks.size}; start it by itself")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder}: no run here (no config.yaml); a folder such as runs/NAME works")
+    checkpoint = find_checkpoint(folder / "checkpoints")
+    # The folder may lie elsewhere than where the run was trained.
+    place = folder.resolve()
+    prepared = prepare_run(
+        folder / "config.yaml",
+        overrides=(
+            *_ONE_PROCESS,
+            f"run.dir={json.dumps(str(place.parent))}",
+            f"run.name={json.dumps(place.name)}",
+            f"checkpoint.resume={json.dumps(str(checkpoint.resolve()))}",
+        ),
+        world_size=1,
+    )
+    dtype = PRECISIONS[prepared.config.precision].parameters
+    model = prepared.model.to(dtype)
+    _load_weights(model, checkpoint)
+    return OpenedRun(
+        folder=folder,
+        checkpoint=checkpoint,
+        prepared=prepared,
+        model=model.to(ranks.device),
+        loss_fn=prepared.data.task.loss_fn(
+            dtype=dtype, label_smoothing=prepared.config.training.label_smoothing
+        ),
+        device=ranks.device,
+    )
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """Batches cut into pieces of at most `size` samples, each time it is gone through."""
+
+    batches: Iterable[Batch]
+    size: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            total = num_samples(batch)
+            for start in range(0, total, self.size):
+                yield narrow(batch, start, min(self.size, total - start))
+
+
+def _load_weights(model: nn.Module, checkpoint: Path) -> None:
+    path = checkpoint / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: does not fit the run's model: {first}") from error

@@ -1,0 +1,179 @@
+"""Sequence classifiers of transformers by name or folder, freshly initialised or pretrained."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from data_pipelines.errors import UserError
+from msam_scale.models.keyed_attention import KEYED_ATTENTION, register_keyed_attention
+from msam_scale.models.request import ModelRequest
+from msam_scale.models.weights import explained_misfit, load_weights, num_outputs, weight_shapes
+
+_logger = logging.getLogger("msam_scale")
+
+# What from_pretrained takes and the config has a key of its own for, or refuses.
+_KEYS = {
+    "num_labels": "the number of classes comes from the data; leave it out",
+    "dtype": "set precision instead",
+    "torch_dtype": "set precision instead",
+    "device_map": "set sharding.strategy instead",
+    "trust_remote_code": "code of a model from elsewhere is not run; leave it out",
+    "use_safetensors": "weights are always read from safetensors, never unpickled; leave it out",
+}
+# What makes a head, by the names that transformers gives it.
+_HEADS = ("classifier", "score", "pre_classifier", "pooler", "classification_head")
+# Heads of other tasks and buffers of indices, which weights bring along as a matter of course.
+_LEFT_BEHIND = (*_HEADS, "cls.", "lm_head.", "position_ids")
+_ATTENTION = "attn_implementation"
+
+
+def check_transformers_name(name: str) -> None:
+    """Accepts every name: only the hub, or the folder of that name, knows whether there is one."""
+
+
+def build_transformers_model(request: ModelRequest) -> nn.Module:
+    """`AutoModelForSequenceClassification` with the data's classes.
+
+    Its attention is `keyed_attention`, unless `model.args.attn_implementation` names another.
+
+    Raises:
+        UserError: there is no such model, or its weights cannot be had or do not fit.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification  # takes seconds
+
+    arguments = dict(request.arguments)
+    for argument in _KEYS.keys() & arguments.keys():
+        raise UserError(f"model.args: {argument}: {_KEYS[argument]}")
+    attention = arguments.pop(_ATTENTION, None)
+    register_keyed_attention()
+    with _explained(request.name):
+        settings, unused = AutoConfig.from_pretrained(
+            request.name,
+            return_unused_kwargs=True,
+            num_labels=request.num_classes,
+            **arguments,
+        )
+    unknown = sorted(key for key in arguments if key in unused)
+    if unknown:
+        raise UserError(
+            f"model.args: {', '.join(unknown)}: {type(settings).__name__} has no such setting; "
+            "its attributes work, such as hidden_dropout_prob of BERT and RoBERTa"
+        )
+    with _explained(request.name), _quiet():
+        model_class: Any = AutoModelForSequenceClassification
+        if request.pretrained:
+            model, found = model_class.from_pretrained(
+                request.name,
+                config=settings,
+                dtype=torch.float32,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+            _check_found(model, found, name=request.name)
+        else:
+            model = model_class.from_config(settings, dtype=torch.float32)
+    assert isinstance(model, nn.Module)
+    _set_attention(model, attention)
+    if (path := request.weights) is not None:
+        heads = [name for name in _HEADS if hasattr(model, name)]
+        output = [name for name in _outputs(model, heads) if name]
+        num_classes = num_outputs(weight_shapes(path), heads=output)
+        with explained_misfit(path, name=request.name):
+            load_weights(model, load_file(path), heads=heads, num_classes=num_classes)
+    return model
+
+
+def _outputs(model: nn.Module, heads: list[str]) -> Iterator[str]:
+    """The last linear layer of a head: `classifier`, or `classifier.out_proj` of RoBERTa."""
+    for head in heads:
+        linear = [
+            f"{head}.{name}".rstrip(".")
+            for name, module in model.get_submodule(head).named_modules()
+            if isinstance(module, nn.Linear)
+        ]
+        yield linear[-1] if linear else ""
+
+
+def _set_attention(model: Any, attention: Any) -> None:
+    if attention is not None:
+        try:
+            model.set_attn_implementation(attention)
+        except (ValueError, ImportError, KeyError, TypeError) as error:
+            raise UserError(
+                f"model.args: {_ATTENTION}: {attention!r} does not work: {_first_line(error)}; "
+                "left out, attention dropout does not depend on the layout"
+            ) from error
+    elif getattr(model, "_supports_attention_backend", False):
+        model.set_attn_implementation(KEYED_ATTENTION)
+
+
+def _check_found(model: Any, found: Mapping[str, Any], *, name: str) -> None:
+    """Refuses weights that leave a part of the body at its initial values."""
+    body = f"{model.base_model_prefix}."
+    missing = sorted(key for key in found["missing_keys"] if key.startswith(body))
+    missing += sorted(key for key, *_ in found["mismatched_keys"] if key.startswith(body))
+    lacking = [key for key in missing if ".pooler." not in key]
+    if lacking:
+        raise UserError(
+            f"model.pretrained: the weights of {name} lack {len(lacking)} tensors of "
+            f"{type(model).__name__} ({', '.join(lacking[:3])}, …); fewer model.args work"
+        )
+    if missing:
+        _logger.warning(
+            "The weights of %s lack the pooler, which starts at random values like the head.", name
+        )
+    unused = sorted(
+        key for key in found["unexpected_keys"] if not any(part in key for part in _LEFT_BEHIND)
+    )
+    if unused:
+        _logger.warning(
+            "%d tensors among the weights of %s have no place in the model and are not used: %s, …",
+            len(unused),
+            name,
+            ", ".join(unused[:3]),
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps transformers from reporting, on every rank, that a head is new."""
+    from transformers.utils import logging as transformers_logging
+
+    library: Any = transformers_logging
+    verbosity, shows_progress = library.get_verbosity(), library.is_progress_bar_enabled()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        library.set_verbosity(verbosity)
+        if shows_progress:
+            library.enable_progress_bar()
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turns what transformers raises about a name into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        where = "" if Path(name).is_dir() else "; the path of a folder with config.json works, too"
+        raise UserError(
+            f"model.name: {name!r} cannot be loaded as a sequence classifier: "
+            f"{_first_line(error)}{where}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).splitlines()[:2])[:300] or type(error).__name__
