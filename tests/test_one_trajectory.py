@@ -73,7 +73,13 @@ COLUMNS = (
     Column("bert", 4, None, "sgd", None),
     Column("dropout_vit", 4, 3, "adamw", None),
 )
-CELLS = [(row, size) for row, layout in LAYOUTS.items() for size in layout.sizes]
+# Two ranks of the slowest ones are in other tests.
+CELLS = [
+    (row, size)
+    for row, layout in LAYOUTS.items()
+    for size in layout.sizes
+    if size != 2 or row in ("replicated", "ZeRO-1", "ZeRO-2")
+]
 
 
 @cache

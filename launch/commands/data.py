@@ -21,7 +21,7 @@ HELP = "prepare data sets as WebDataset shards with an index, and check or measu
 
 _DATASETS = (
     "digits, mnist, fashion_mnist, cifar10, cifar100, imagenet, image_folder, cola, mrpc, sst2, "
-    "qqp, table"
+    "qqp, film_reviews, table"
 )
 
 

@@ -18,7 +18,11 @@ from msam_scale.flatness.measures import Sharpness
 from msam_scale.flatness.sharpness import m_sharpness, rho_sharpness
 
 _MODEL = "odd, all of it used"
-_LAID_OUT = [(row, size) for row, layout in LAYOUTS.items() for size in layout.sizes]
+_LAID_OUT = [
+    (row, size)
+    for row, layout in LAYOUTS.items()
+    for size in (layout.sizes if row == "FSDP" else layout.sizes[-1:])
+]
 
 
 def _dtype(config: dict[str, Any]) -> torch.dtype:
