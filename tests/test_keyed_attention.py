@@ -16,8 +16,10 @@ from transformers import (
     RobertaConfig,
 )
 
+from data_pipelines import UserError
 from msam_scale import initialize
 from msam_scale.models import ModelRequest, build_model
+from msam_scale.models.keyed_attention import keyed_attention
 
 _SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 _BERT = {**_SIZES, "intermediate_size": 32, "vocab_size": 50, "pad_token_id": 1}
@@ -124,3 +126,10 @@ def test_attention_weights_are_dropped(tmp_path: Path) -> None:
     CONFIGS["BERT"].save_pretrained(tmp_path)
     without = {"attention_probs_dropout_prob": 0.0}
     assert _difference(_trained(tmp_path, chunk=4), _trained(tmp_path, chunk=4, **without)) > 1e-4
+
+
+def test_what_it_does_not_know_is_refused() -> None:
+    heads = torch.randn(1, 2, 3, 4)
+    with pytest.raises(UserError, match="softcap"):
+        keyed_attention(torch.nn.Identity(), heads, heads, heads, None, softcap=30.0)
+    keyed_attention(torch.nn.Identity(), heads, heads, heads, None, softcap=None)

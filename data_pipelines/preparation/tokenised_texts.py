@@ -118,7 +118,7 @@ def load_tokenizer(name: str, *, max_length: int) -> Tokenizer:
     from transformers.utils.hub import cached_file
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     # The library raises OSError, ValueError, ImportError and others, with words for people.
     except Exception as error:
         words = " ".join(str(error).split())

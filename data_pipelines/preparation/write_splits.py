@@ -105,7 +105,8 @@ def _of_split(
 def _token_meta(dataset: OpenedDataset) -> TokenMeta | None:
     if dataset.tokenizer is None:
         return None
-    # Without a token to fill up with, any will do: the attention mask hides it.
+    # Without a token to fill up with, any will do where a model looks at the attention mask alone;
+    # training refuses one that fills up with another.
     return TokenMeta(rows=dataset.tokenizer.rows, pad_token_id=dataset.tokenizer.pad_token_id or 0)
 
 

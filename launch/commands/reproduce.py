@@ -123,6 +123,8 @@ def run(arguments: argparse.Namespace) -> int:
         display.close()
         signal.signal(signal.SIGTERM, previous)
     print(outcome.table.read_text("utf-8"), end="")
+    for problem in outcome.results.problems:
+        print(f"msam-scale: {problem}", file=sys.stderr)
     print(f"\nResults: {outcome.table} and {outcome.table.with_suffix('.json')}")
     for failure in outcome.failures:
         print(f"msam-scale: {failure}", file=sys.stderr)
@@ -148,8 +150,10 @@ def _resources(arguments: argparse.Namespace, plan: Plan) -> Resources:
         num_jobs = max(1, num_cores // num_ranks) if arguments.scale == "laptop" else 1
     devices = None
     if num_devices >= num_jobs * num_ranks:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        names = visible.split(",") if visible else [str(number) for number in range(num_devices)]
         devices = tuple(
-            tuple(range(job * num_ranks, (job + 1) * num_ranks)) for job in range(num_jobs)
+            tuple(names[job * num_ranks : (job + 1) * num_ranks]) for job in range(num_jobs)
         )
     return Resources(
         num_jobs=num_jobs,

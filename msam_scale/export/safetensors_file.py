@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 
 from msam_scale.export.trained_model import WEIGHTS_FILE, TrainedModel
@@ -11,7 +12,11 @@ from msam_scale.export.trained_model import WEIGHTS_FILE, TrainedModel
 
 def write_safetensors(trained: TrainedModel, folder: Path) -> None:
     """Writes `model.safetensors`, which `model.weights` takes; says in it what it is of."""
-    weights = {name: tensor.contiguous() for name, tensor in trained.model.state_dict().items()}
+    weights = {
+        # Of their own, since tied ones share memory, which the format refuses.
+        name: tensor.clone(memory_format=torch.contiguous_format)
+        for name, tensor in trained.model.state_dict().items()
+    }
     section = trained.config.model
     metadata = {
         "format": "pt",

@@ -54,7 +54,10 @@ def load_trained_model(location: Path) -> TrainedModel:
             f"{checkpoint}: does not say what model it is of; a checkpoint that `msam-scale train` "
             "has saved works"
         )
-    request = ModelRequest(str(config.model.name), arguments=config.model.args, **task)
+    settings = progress["extra"].get("model_settings")
+    request = ModelRequest(
+        str(config.model.name), arguments=config.model.args, settings=settings, **task
+    )
     model = build_model(config.model.source, request, seed=config.run.seed)
     path = checkpoint / WEIGHTS_FILE
     try:

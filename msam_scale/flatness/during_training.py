@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from msam_scale.training.data import RunData
 
 
-def training_sharpness(engine: Engine, data: RunData) -> float:
+def training_sharpness(engine: Engine, data: RunData) -> tuple[float, float]:
     """λ_max of the training loss's Hessian at the present weights. Collective.
 
     It is over `monitor.sharpness_samples` training samples, the same ones each time and those of
@@ -24,8 +24,8 @@ def training_sharpness(engine: Engine, data: RunData) -> float:
         data: the run's.
 
     Returns:
-        λ_max, equal on all ranks; not-a-number where loss or derivatives are not finite, which is
-        no reason to end a run.
+        λ_max and the larger of its relative residual and its products' error, equal on all ranks;
+        not-a-number where loss or derivatives are not finite, which is no reason to end a run.
     """
     config, ranks = engine.config, engine.ranks
     # Each rank needs a batch.
@@ -40,6 +40,7 @@ def training_sharpness(engine: Engine, data: RunData) -> float:
         num_ranks=ranks.size,
     )
     try:
-        return engine.sharpness(samples).lambda_max
+        found = engine.sharpness(samples)
     except NotFiniteError:
-        return float("nan")
+        return float("nan"), float("nan")
+    return found.lambda_max, max(found.residuals[0], found.product_error)

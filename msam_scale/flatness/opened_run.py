@@ -36,6 +36,9 @@ _ONE_PROCESS = (
     "monitor.sharpness_samples=1024",
 )
 
+# A derivative of a gradient takes several times the memory of a training step, on one device.
+_MOST_AT_ONCE = 128
+
 
 @dataclass(frozen=True)
 class OpenedRun:
@@ -83,7 +86,7 @@ class OpenedRun:
 
     def curvature(self, parts: Iterable[Batch], *, at_once: int) -> ExactCurvature:
         """The loss over some samples; at most `at_once`, or `batch.chunk`, go through the model."""
-        size = self.config.batch.chunk or at_once
+        size = self.config.batch.chunk or min(at_once, _MOST_AT_ONCE)
         return ExactCurvature(self.model, loss_fn=self.loss_fn, batches=_Chunks(parts, size=size))
 
 

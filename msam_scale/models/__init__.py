@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,7 +19,14 @@ from msam_scale.models.transformers_models import (
     check_transformers_name,
 )
 
-__all__ = ["MODEL_SOURCES", "ModelRequest", "ModelSource", "build_model", "check_model_name"]
+__all__ = [
+    "MODEL_SOURCES",
+    "ModelRequest",
+    "ModelSource",
+    "build_model",
+    "check_model_name",
+    "model_settings",
+]
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,15 @@ def check_model_name(source: str, name: str) -> None:
     MODEL_SOURCES[source].check_name(name)
 
 
+def model_settings(model: nn.Module) -> dict[str, Any] | None:
+    """What `ModelRequest.settings` takes of a transformers model; None for others."""
+    config: Any = getattr(model, "config", None)
+    if not hasattr(model, "base_model_prefix") or not hasattr(config, "to_dict"):
+        return None
+    settings: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
+    return settings
+
+
 def build_model(source: str, request: ModelRequest, *, seed: int) -> nn.Module:
     """Builds a model whose initial weights follow from the seed alone.
 
@@ -60,6 +78,12 @@ def build_model(source: str, request: ModelRequest, *, seed: int) -> nn.Module:
         raise UserError(
             f"model.source: {source} has models for {kind}, and data.train holds {request.kind}; "
             f"{' or '.join(fitting)} works"
+        )
+    given = request.arguments.get("num_classes", request.num_classes)
+    if given != request.num_classes:
+        raise UserError(
+            f"model.args: num_classes: {given} is not the {request.num_classes} of the data; leave "
+            "it out"
         )
     with torch.random.fork_rng():
         torch.manual_seed(seed)

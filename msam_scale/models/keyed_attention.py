@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from data_pipelines.errors import UserError
+
 KEYED_ATTENTION = "msam_scale_keyed"
+# What some models hand to their attention and would come out wrong without.
+_UNKNOWN = ("softcap", "s_aux", "position_bias", "head_mask", "sinks")
 
 
 def register_keyed_attention() -> None:
@@ -35,7 +39,7 @@ def keyed_attention(
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_kwargs: Any,
+    **others: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Scaled dot-product attention, as transformers calls it.
 
@@ -47,10 +51,21 @@ def keyed_attention(
         attention_mask: what to add to the attention scores before softmax; None: nothing.
         scaling: of the scores; by default 1 / sqrt(size of a head).
         dropout: probability to drop an attention weight.
+        **others: what only some models hand over.
 
     Returns:
         (samples, tokens, heads, size of a head), and the attention weights where they exist.
+
+    Raises:
+        UserError: the model's attention has something that this one does not know.
     """
+    unknown = [name for name in _UNKNOWN if others.get(name) is not None]
+    if unknown:
+        raise UserError(
+            f"model.args: {KEYED_ATTENTION}, which is the default, does not know the model's "
+            f"{', '.join(unknown)}; attn_implementation: eager works, with dropout masks that "
+            "depend on the layout"
+        )
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))

@@ -20,6 +20,7 @@ class ModelRequest:
         arguments: further keyword arguments of the model; they win over the fields above.
         pretrained: start from the weights that the source has for this name.
         weights: a safetensors file to start from; not beside `pretrained`.
+        settings: of a transformers model, as a checkpoint keeps them; then nothing is looked up.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ModelRequest:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     weights: Path | None = None
+    settings: Mapping[str, Any] | None = None
 
     def keywords(self, *, channels: str) -> dict[str, Any]:
         """The keyword arguments of the model.

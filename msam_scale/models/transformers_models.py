@@ -22,6 +22,15 @@ _logger = logging.getLogger("msam_scale")
 # What from_pretrained takes and the config has a key of its own for, or refuses.
 _KEYS = {
     "num_labels": "the number of classes comes from the data; leave it out",
+    "id2label": "the number of classes comes from the data; leave it out",
+    "label2id": "the number of classes comes from the data; leave it out",
+    "return_dict": "is always true; leave it out",
+    "cache_dir": "the environment variable HF_HOME does that",
+    "token": "the environment variable HF_TOKEN does that",
+    "local_files_only": "the environment variable HF_HUB_OFFLINE does that",
+    "force_download": "leave it out",
+    "proxies": "the environment variable HTTPS_PROXY does that",
+    "code_revision": "code of a model from elsewhere is not run; leave it out",
     "dtype": "set precision instead",
     "torch_dtype": "set precision instead",
     "device_map": "set sharding.strategy instead",
@@ -33,6 +42,8 @@ _HEADS = ("classifier", "score", "pre_classifier", "pooler", "classification_hea
 # Heads of other tasks and buffers of indices, which weights bring along as a matter of course.
 _LEFT_BEHIND = (*_HEADS, "cls.", "lm_head.", "position_ids")
 _ATTENTION = "attn_implementation"
+# Which version of a repository; of the settings and of the weights alike.
+_VERSION = ("revision", "subfolder")
 
 
 def check_transformers_name(name: str) -> None:
@@ -53,14 +64,21 @@ def build_transformers_model(request: ModelRequest) -> nn.Module:
     for argument in _KEYS.keys() & arguments.keys():
         raise UserError(f"model.args: {argument}: {_KEYS[argument]}")
     attention = arguments.pop(_ATTENTION, None)
+    version = {key: arguments.pop(key) for key in _VERSION if key in arguments}
     register_keyed_attention()
     with _explained(request.name):
-        settings, unused = AutoConfig.from_pretrained(
-            request.name,
-            return_unused_kwargs=True,
-            num_labels=request.num_classes,
-            **arguments,
-        )
+        if request.settings is None:
+            settings, unused = AutoConfig.from_pretrained(
+                request.name,
+                return_unused_kwargs=True,
+                num_labels=request.num_classes,
+                trust_remote_code=False,
+                **version,
+                **arguments,
+            )
+        else:
+            kept = dict(request.settings)
+            settings, unused = AutoConfig.for_model(kept.pop("model_type"), **kept), {}
     unknown = sorted(key for key in arguments if key in unused)
     if unknown:
         raise UserError(
@@ -75,12 +93,14 @@ def build_transformers_model(request: ModelRequest) -> nn.Module:
                 config=settings,
                 dtype=torch.float32,
                 use_safetensors=True,
+                trust_remote_code=False,
+                **version,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
             _check_found(model, found, name=request.name)
         else:
-            model = model_class.from_config(settings, dtype=torch.float32)
+            model = model_class.from_config(settings, dtype=torch.float32, trust_remote_code=False)
     assert isinstance(model, nn.Module)
     _set_attention(model, attention)
     if (path := request.weights) is not None:

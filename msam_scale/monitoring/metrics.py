@@ -32,6 +32,9 @@ METRICS: dict[str, Metric] = {
     "sharpness": Metric(
         "sharpness/{split}", "λ_max, the largest eigenvalue of the training loss's Hessian"
     ),
+    "sharpness_error": Metric(
+        "sharpness_error/{split}", "relative residual of λ_max, or its products' error if larger"
+    ),
     "lr": Metric("optimizer/learning_rate", "learning rate of the step"),
     "grad_norm": Metric("norm/gradient", "L2 norm of the averaged gradient before clipping"),
     "ascent_norm": Metric("norm/ascent", "mean L2 norm of the micro-batches' ascent gradients"),

@@ -114,9 +114,12 @@ def make_plan(
     if scale not in experiment.scales:
         raise UserError(f"{path}: has no scale {scale}; {', '.join(experiment.scales)} works")
     chosen = _with_rows(experiment.scales[scale], rows)
+    of_rows = [one for row in chosen.rows.values() for one in row.overrides]
+    of_columns = [one for column in chosen.columns.values() for one in column.overrides]
+    decided = {one.partition("=")[0] for one in (*of_rows, *of_columns)}
     for override in overrides:
         key = override.partition("=")[0]
-        if key.startswith(_OWN_KEYS):
+        if key.startswith(_OWN_KEYS) or key in decided:
             raise UserError(
                 f"{override}: reproduce sets {key} itself; --out, --seeds, --data and other "
                 "settings work"

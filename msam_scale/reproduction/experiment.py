@@ -173,8 +173,18 @@ class Experiment(_Part):
     def _names_are_known(self) -> Experiment:
         if self.measure not in MEASURES:
             raise ValueError(f"measure: {self.measure} is none of {', '.join(MEASURES)}")
+        base = MEASURES[self.measure].relative_to
         for scale in self.scales.values():
+            if base is not None and base not in scale.columns:
+                raise ValueError(f"columns: lack {base}, which {self.measure} divides by")
             for name, row in scale.rows.items():
+                values = (
+                    self.published.rows[row.paper].values
+                    if row.paper in (self.published.rows)
+                    else {base: None}
+                )
+                if base is not None and base not in values:
+                    raise ValueError(f"published.rows.{row.paper}: lacks {base}")
                 if row.paper is not None and row.paper not in self.published.rows:
                     raise ValueError(f"rows.{name}.paper: {row.paper} is not in published.rows")
         return self
@@ -199,7 +209,8 @@ def find_experiment(name: str) -> Path:
     if not path.is_file():
         known = ", ".join(experiment_names())
         raise UserError(
-            f"reproduce: {name!r} is no experiment; {known or 'the path of a .yaml file'} works"
+            f"reproduce: {name!r} is no experiment; "
+            f"{known or 'the path of a .yaml file, as in configs/reproduce of the sources,'} works"
         )
     # Shorter where it can be, as in the commands that a dry run prints.
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

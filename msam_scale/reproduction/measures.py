@@ -10,6 +10,9 @@ from typing import Any, Protocol
 from data_pipelines.errors import UserError
 from msam_scale.monitoring.metric_lines import read_metric_lines
 
+# Far more than λ_max of a trained network takes.
+_MAX_PRODUCTS = 400
+
 
 class Measure(Protocol):
     """One figure of each run.
@@ -76,12 +79,15 @@ class LargestEigenvalue:
 
     def follow_up(self, run: Path) -> tuple[str, ...]:
         """See `Measure.follow_up`."""
-        return ("sharpness", str(run), "--json")
+        return ("sharpness", str(run), "--json", "--iterations", str(_MAX_PRODUCTS))
 
     def value(self, run: Path, *, metric: str, found: Mapping[str, Any]) -> float:
         """See `Measure.value`; one that has not converged is not taken for an eigenvalue."""
         if not found["converged"]:
-            raise UserError(f"{run}: λ_max has not converged; see msam-scale sharpness {run}")
+            raise UserError(
+                f"{run}: λ_max has not converged within {_MAX_PRODUCTS} products; measurements/ in "
+                "the run's folder has what was found"
+            )
         return float(found["lambda_max"])
 
 

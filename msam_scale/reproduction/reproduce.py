@@ -52,7 +52,7 @@ def reproduce(
         command: starts `msam-scale`, as words.
         called_as: the command that asks for all this, for the table.
         resources: what the runs share.
-        share: (i, n): this machine does every n-th run, from the i-th on.
+        share: (i, n): this machine does every n-th row of a seed, from the i-th on.
         say: is told what happens, a line at a time.
         progress: is told how far making data is.
 
@@ -92,7 +92,10 @@ def share_of(plan: Plan, share: tuple[int, int]) -> Sequence[Cell]:
         share: (i, n), i < n.
     """
     index, count = share
-    return plan.cells[index::count]
+    # All columns of a row and seed: times are compared among them.
+    rounds = list(dict.fromkeys((cell.row, cell.seed) for cell in plan.cells))
+    mine = set(rounds[index::count])
+    return [cell for cell in plan.cells if (cell.row, cell.seed) in mine]
 
 
 def _write(results: Results, *, called_as: str) -> Path:

@@ -65,11 +65,13 @@ class Results:
         plan: what was to be done.
         values: of the finished runs.
         missing: the runs that are not finished or not measured.
+        problems: why a finished run has no value.
     """
 
     plan: Plan
     values: tuple[CellValue, ...]
     missing: tuple[Cell, ...]
+    problems: tuple[str, ...] = ()
 
     def spread(self, row: str, column: str) -> Spread:
         """Of one entry of the table."""
@@ -99,17 +101,23 @@ def collect(plan: Plan) -> Results:
     """Reads the values of all finished runs of a plan, whoever has done them.
 
     Raises:
-        UserError: a finished run lacks its value, or a folder holds another run.
+        UserError: a folder holds another run.
     """
     measure = MEASURES[plan.experiment.measure]
     measured: dict[tuple[str, int, str], tuple[Cell, float, dict[str, Any]]] = {}
-    missing = []
+    missing: list[Cell] = []
+    problems: list[str] = []
     for cell in plan.cells:
         found = _found(plan, measure, cell)
         if found is None:
             missing.append(cell)
             continue
-        value = measure.value(cell.run, metric=cell.metric, found=found)
+        try:
+            value = measure.value(cell.run, metric=cell.metric, found=found)
+        except UserError as error:
+            problems.append(str(error))
+            missing.append(cell)
+            continue
         measured[cell.row, cell.seed, cell.column] = (cell, value, found)
     values = []
     for (row, seed, _), (cell, value, found) in measured.items():
@@ -121,12 +129,14 @@ def collect(plan: Plan) -> Results:
                 continue
             unit = base[1]
         values.append(CellValue(cell, measured=value, value=value / unit, found=found))
-    return Results(plan=plan, values=tuple(values), missing=tuple(missing))
+    return Results(
+        plan=plan, values=tuple(values), missing=tuple(missing), problems=tuple(problems)
+    )
 
 
-def measurement_path(out: Path, measure: str, cell: Cell) -> Path:
-    """Where what a follow-up has found of a run is kept."""
-    return out / "measurements" / measure / f"{cell.run.name}.json"
+def measurement_path(measure: str, cell: Cell) -> Path:
+    """Where what a follow-up has found of a run is kept: it goes with the run."""
+    return cell.run / "measurements" / f"{measure}.json"
 
 
 def as_json(results: Results, *, command: str) -> dict[str, Any]:
@@ -171,7 +181,7 @@ def _found(plan: Plan, measure: Measure, cell: Cell) -> dict[str, Any] | None:
         return None
     if measure.follow_up(cell.run) is None:
         return {}
-    path = measurement_path(plan.out, plan.experiment.measure, cell)
+    path = measurement_path(plan.experiment.measure, cell)
     if not path.is_file():
         return None
     try:

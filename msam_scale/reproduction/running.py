@@ -37,7 +37,7 @@ class Resources:
 
     num_jobs: int
     num_threads: int
-    devices: tuple[tuple[int, ...], ...] | None = None
+    devices: tuple[tuple[str, ...], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Runner:
                 left = (time.monotonic() - start) / number * (len(cells) - number)
                 try:
                     outcome = future.result()
-                except (_ProcessError, UserError, OSError) as error:
+                except (_ProcessError, UserError, OSError, ValueError) as error:
                     failures.append(Failure(cell, str(error), getattr(error, "log", None)))
                     outcome = f"FAILED: {failures[-1].message}"
                 self.say(
@@ -130,7 +130,7 @@ class Runner:
     def _do(self, cell: Cell, slots: SimpleQueue[int]) -> str:
         slot = slots.get()
         try:
-            wait_until_free(cell, say=self.say)
+            wait_until_free(cell, say=self.say, is_stopped=lambda: self._is_stopped)
             start = time.monotonic()
             before = look_at(cell)
             if not before.is_finished:
@@ -146,7 +146,7 @@ class Runner:
 
     def _follow_up(self, cell: Cell, *, slot: int, is_new: bool) -> None:
         words = self.measure.follow_up(cell.run)
-        path = measurement_path(self.out, self.measure_name, cell)
+        path = measurement_path(self.measure_name, cell)
         if words is None or (path.is_file() and not is_new):
             return
         with self._log(cell, f"-{self.measure_name}") as log:
@@ -187,7 +187,7 @@ class Runner:
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.resources.num_threads)}
         if self.resources.devices is not None:
             devices = self.resources.devices[slot]
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices))
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
         return environment
 
     def _stop(self) -> None:

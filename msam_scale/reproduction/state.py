@@ -59,19 +59,22 @@ def look_at(cell: Cell) -> RunState:
     )
 
 
-def wait_until_free(cell: Cell, *, say: Callable[[str], None]) -> None:
+def wait_until_free(
+    cell: Cell, *, say: Callable[[str], None], is_stopped: Callable[[], bool]
+) -> None:
     """Waits while another process trains in the cell's folder, such as one of an earlier start.
 
     Args:
         cell: whose run it is.
         say: is told that there is a wait.
+        is_stopped: whether to give up.
     """
     path = cell.run / ".lock"
     if not path.is_file():
         return
     has_said = False
     with path.open("ab") as lock:
-        while True:
+        while not is_stopped():
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -37,6 +37,8 @@ CLASSIFICATION_METRICS: dict[str, Callable[[Answers], float]] = {
     "matthews_correlation": _matthews_correlation,
 }
 _OF_TWO_CLASSES = ("f1",)
+# Beyond, the counts of all pairs of classes would take hundreds of megabytes on every rank.
+_MOST_PAIRED_CLASSES = 4096
 
 
 def check_metrics(names: Iterable[str], *, num_classes: int) -> None:
@@ -52,23 +54,34 @@ def check_metrics(names: Iterable[str], *, num_classes: int) -> None:
                 f"training.metrics: {name} is of two classes, and the data have {num_classes}; "
                 f"{' and '.join(works)} work"
             )
+        if name != "accuracy" and num_classes > _MOST_PAIRED_CLASSES:
+            raise UserError(
+                f"training.metrics: {name} is for at most {_MOST_PAIRED_CLASSES} classes, and the "
+                f"data have {num_classes}; accuracy works"
+            )
 
 
 class AnswerCounts:
     """Counts answers on the device: no step of an evaluation waits for it.
 
     Attributes:
-        counts: float64 (num_classes²,), samples by true and answered class; sums over ranks are
-            sums of these.
+        counts: float64, samples by true and answered class, (num_classes²,); of very many classes
+            right and wrong answers, (2²,). Sums over ranks are sums of these.
     """
 
     def __init__(self, *, num_classes: int, device: torch.device) -> None:
-        self._num_classes = num_classes
-        self.counts = torch.zeros(num_classes**2, dtype=torch.float64, device=device)
+        self._num_outputs = num_classes
+        self._is_paired = num_classes <= _MOST_PAIRED_CLASSES
+        self._num_classes = num_classes if self._is_paired else 2
+        self.counts = torch.zeros(self._num_classes**2, dtype=torch.float64, device=device)
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor) -> None:
         """Counts a batch: logits (samples, num_classes), labels (samples,)."""
-        pairs = labels * self._num_classes + logits.argmax(dim=1)
+        assert logits.shape[1] == self._num_outputs, "the model answers with the data's classes"
+        answers = logits.argmax(dim=1)
+        if not self._is_paired:
+            labels, answers = torch.zeros_like(labels), (answers != labels).long()
+        pairs = labels * self._num_classes + answers
         self.counts.index_add_(0, pairs, torch.ones_like(pairs, dtype=torch.float64))
 
     def answers(self) -> Answers:

@@ -11,6 +11,7 @@ from torch import nn
 from data_pipelines import SampleIndex, Split, sample_order, transform_preset
 from data_pipelines.errors import UserError
 from msam_scale.ascent import ascent_rule
+from msam_scale.checkpoint import read_progress
 from msam_scale.config import Config, load_config
 from msam_scale.config.describe import shown
 from msam_scale.config.keys import default_of, value_at
@@ -72,9 +73,9 @@ def prepare_run(
     with findings.collected("model.name"):
         check_model_name(config.model.source, str(config.model.name))
         if data is not None:
-            # A checkpoint has all weights: the file or hub that they once came from may be gone.
-            starts = folder is None or folder.resume_from is None
-            model = _build(config, data, with_weights=starts)
+            model = _build(config, data, checkpoint=None if folder is None else folder.resume_from)
+            with findings.collected("model.name"):
+                data.task.check_model(model)
             with findings.collected("batch.norm_samples"):
                 check_batch_norm(model, config, world_size=world_size)
     steps_per_epoch = num_steps = 0
@@ -130,13 +131,19 @@ def _check_order(config: Config, index: SampleIndex) -> None:
     sample_order(config.data.order, index=index, seed=config.run.seed, batch_size=config.batch.size)
 
 
-def _build(config: Config, data: RunData, *, with_weights: bool) -> nn.Module:
-    weights = config.model.weights if with_weights else None
+def _build(config: Config, data: RunData, *, checkpoint: Path | None) -> nn.Module:
+    # A checkpoint has all weights: the file or hub that they once came from may be gone.
+    starts = checkpoint is None
+    weights = config.model.weights if starts else None
+    settings = None
+    if checkpoint is not None:
+        settings = read_progress(checkpoint)["extra"].get("model_settings")
     request = ModelRequest(
         name=str(config.model.name),
         **data.task.description(),
         arguments=config.model.args,
-        pretrained=config.model.pretrained and with_weights,
+        pretrained=config.model.pretrained and starts,
+        settings=settings,
         weights=None if weights is None else Path(weights).expanduser(),
     )
     return build_model(config.model.source, request, seed=config.run.seed)

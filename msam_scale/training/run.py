@@ -12,6 +12,7 @@ from data_pipelines import DevicePrefetcher, MicroBatchLoader
 from msam_scale.checkpoint import prune_checkpoints
 from msam_scale.flatness.during_training import training_sharpness
 from msam_scale.initialization import initialize
+from msam_scale.models import model_settings
 from msam_scale.monitoring import Monitor
 from msam_scale.monitoring.throughput import Throughput, measure_throughput, peak_memory_gib
 from msam_scale.precision import PRECISIONS
@@ -100,7 +101,9 @@ class _Run:
         engine.train()
         for number, stretch in enumerate(self._stretches):
             if number:
+                found = list(self._loader.bad_samples)
                 self._loader = self._make_loader(stretch, state=None)
+                self._loader.bad_samples.merge(found)
                 self._throughput = self._measure_throughput()
             batches = iter(DevicePrefetcher(self._loader, device=engine.ranks.device))
             for step in range(stretch.start + 1, stretch.stop + 1):
@@ -168,8 +171,8 @@ class _Run:
 
     def _measure_sharpness(self) -> None:
         self._throughput.pause()
-        found = training_sharpness(self._engine, self._prepared.data)
-        self._report_line("train", sharpness=found)
+        found, error = training_sharpness(self._engine, self._prepared.data)
+        self._report_line("train", sharpness=found, sharpness_error=error)
         self._throughput.resume()
 
     def _save(self) -> None:
@@ -181,6 +184,7 @@ class _Run:
             "data_fingerprint": self._prepared.data.train.index.fingerprint,
             "loader": self._loader_state(),
             "task": self._prepared.data.task.description(),
+            "model_settings": model_settings(self._engine.module),
         }
         self._engine.save_checkpoint(folder.checkpoints, extra=extra)
         self._saved_step = self._engine.num_steps_done

@@ -193,7 +193,7 @@ def _while_training(folder: Path, overrides: Sequence[str]) -> float:
     )
     assert prepared.folder.resume_from is not None
     engine.load_checkpoint(prepared.folder.resume_from)
-    return training_sharpness(engine, data)
+    return training_sharpness(engine, data)[0]
 
 
 def test_a_measurement_while_training_is_that_of_the_command(

@@ -179,3 +179,18 @@ def test_a_damaged_file_is_refused(text: str, expected: str, tmp_path: Path) -> 
     path.write_text(text)
     with pytest.raises(UserError, match=expected):
         load_experiment(find_experiment(str(path)))
+
+
+@pytest.mark.parametrize("name", ["table2", "table5"])
+def test_a_machine_does_all_columns_of_a_seed(name: str) -> None:
+    """Else times of different machines would be divided by each other."""
+    plan = _plan(name, "laptop")
+    shares = [{(cell.row, cell.seed) for cell in share_of(plan, (i, 3))} for i in range(3)]
+    assert not set.intersection(*shares)
+    assert sum(map(len, shares)) == len({(cell.row, cell.seed) for cell in plan.cells})
+
+
+def test_what_columns_decide_cannot_be_set_for_all_runs() -> None:
+    with pytest.raises(UserError, match=r"reproduce sets objective\.micro_batches itself"):
+        _plan("figure1", "laptop", overrides=["objective.micro_batches=4"])
+    _plan("table2", "laptop", overrides=["objective.rho=0.2"])

@@ -158,7 +158,7 @@ def test_runs_of_other_settings_are_not_taken(home: Path) -> None:
 def test_a_measurement_is_made_once(home: Path) -> None:
     first = _call(home, "measuring", "--out", "whole", "--seeds", "1")
     assert first.returncode == 0, first.stderr
-    kept = home / "whole/measurements/lambda_max/good-msam-seed0.json"
+    kept = home / "whole/runs/good-msam-seed0/measurements/lambda_max.json"
     time_made = kept.stat().st_mtime_ns
     found = json.loads(kept.read_text())
     assert found["samples"] == 1437

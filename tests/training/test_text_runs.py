@@ -13,14 +13,16 @@ from rank_pool import OnRanks
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from text_data import mini_lm, write_sentences, write_tiny_bert
+from transformers import DistilBertConfig
 
-from data_pipelines import EvaluationLoader, prepare
+from data_pipelines import EvaluationLoader, UserError, prepare
 from launch.cli import main
 from msam_scale import initialize
 from msam_scale.config import ConfigError
 from msam_scale.ranks import join
 from msam_scale.training.data import training_loader
 from msam_scale.training.evaluation import evaluate
+from msam_scale.training.metrics import CLASSIFICATION_METRICS, AnswerCounts, check_metrics
 from msam_scale.training.prepare import PreparedRun, prepare_run
 
 _CONFIG = """
@@ -199,9 +201,7 @@ def test_mini_lm_follows_one_trajectory(
     algorithm: str, row: str, config: str, on_ranks: OnRanks, mini_lm_alone: dict[str, Any]
 ) -> None:
     overrides = (*_MINI_LM, *_ALGORITHMS[algorithm])
-    if algorithm not in mini_lm_alone:
-        mini_lm_alone[algorithm] = on_ranks(1, trained, config, overrides)[0]
-    expected, evaluation = mini_lm_alone[algorithm]
+    expected, evaluation = _alone(algorithm, config, mini_lm_alone)
     sharding = tuple(f"sharding.{key}={value}" for key, value in LAYOUTS[row].sharding.items())
     found, other = on_ranks(2, trained, config, (*overrides, *sharding))[0]
     pretrained = load_file(mini_lm() / "model.safetensors")
@@ -210,9 +210,15 @@ def test_mini_lm_follows_one_trajectory(
     assert other.loss == pytest.approx(evaluation.loss, rel=1e-4)
 
 
-def test_algorithms_differ(mini_lm_alone: dict[str, Any]) -> None:
-    states = {name: state for name, (state, _) in mini_lm_alone.items()}
-    assert len(states) == 3, "runs after the tests above"
+def _alone(algorithm: str, config: str, found: dict[str, Any]) -> tuple[Any, Any]:
+    if algorithm not in found:
+        found[algorithm] = trained(config, (*_MINI_LM, *_ALGORITHMS[algorithm]))
+    weights, evaluation = found[algorithm]
+    return weights, evaluation
+
+
+def test_algorithms_differ(config: str, mini_lm_alone: dict[str, Any]) -> None:
+    states = {name: _alone(name, config, mini_lm_alone)[0] for name in _ALGORITHMS}
     assert _distance(states["sam"], states["msam"]) > 1e-3
     assert _distance(states["sam"], states["vanilla"]) > 1e-3
 
@@ -255,6 +261,12 @@ def test_metrics_are_scikit_learns(config: str) -> None:
         (("model.name=no/such-model",), ["model.name", "no/such-model"]),
         (("model.args={hidden_dropuot: 0.1}",), ["model.args", "hidden_dropuot"]),
         (("model.args={trust_remote_code: true}",), ["model.args", "trust_remote_code"]),
+        (("model.args={id2label: {0: a, 1: b, 2: c}}",), ["model.args", "id2label"]),
+        (("model.args={num_classes: 5}",), ["model.args", "num_classes: 5"]),
+        (("model.args={pad_token_id: 7}",), ["pad_token_id is 7", "filled up with 0"]),
+        (("model.args={vocab_size: 30000}",), ["knows 30000 tokens", "--tokenizer NAME"]),
+        (("model.args={type_vocab_size: 1}",), ["one type of token"]),
+        (("model.args={max_position_embeddings: 20}",), ["takes 20 tokens", "--max-length 20"]),
         (("training.metrics=[accuracy, recall]",), ["training.metrics", "recall"]),
     ],
 )
@@ -269,3 +281,38 @@ def test_what_text_cannot_have_is_refused(
         prepare_run(config, overrides=words, world_size=1)
     for part in expected:
         assert part in str(caught.value)
+
+
+def test_a_model_that_does_not_take_the_tokens_is_refused(config: str, tmp_path: Path) -> None:
+    DistilBertConfig(dim=16, hidden_dim=32, n_layers=1, n_heads=2).save_pretrained(tmp_path / "d")
+    with pytest.raises(ConfigError, match="does not take the data's token_type_ids"):
+        prepare_run(config, overrides=(f"model.name={tmp_path / 'd'}",), world_size=1)
+
+
+def test_code_of_a_model_is_never_run(
+    config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither after a question that is answered with yes."""
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    marker = tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: pass\n")
+    settings = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ConfigError, match=r"model\.name"):
+        prepare_run(config, overrides=(f"model.name={folder}",), world_size=1)
+    assert not marker.exists()
+
+
+def test_very_many_classes_have_an_accuracy() -> None:
+    counts = AnswerCounts(num_classes=5000, device=torch.device("cpu"))
+    logits = torch.zeros(4, 5000)
+    logits[range(4), [7, 4999, 3, 0]] = 1
+    counts.add(logits, torch.tensor([7, 4999, 4, 0]))
+    assert CLASSIFICATION_METRICS["accuracy"](counts.answers()) == 0.75
+    assert counts.counts.numel() == 4
+    with pytest.raises(UserError, match="matthews_correlation is for at most 4096 classes"):
+        check_metrics(["matthews_correlation"], num_classes=5000)
+    with pytest.raises(AssertionError):
+        AnswerCounts(num_classes=10, device=torch.device("cpu")).add(logits, torch.zeros(4).long())

@@ -59,7 +59,7 @@ def test_a_run_writes_what_it_promises(config: str, capsys: pytest.CaptureFixtur
     assert lines[-2]["loss"] < 0.9 * lines[0]["loss"]
     named = {name for line in lines for name in line} - {"step", "epoch", "split"}
     # What only some runs measure is tested with those.
-    assert named == METRICS.keys() - {"f1", "matthews_correlation", "sharpness"}
+    assert named == METRICS.keys() - {"f1", "matthews_correlation", *_OF_SHARPNESS}
     assert all(0 < line["mfu"] < 2 for line in lines if "mfu" in line)
     assert Path("runs/small/checkpoints/latest").read_text() == "step-00000012\n"
     assert sorted(path.name for path in Path("runs/small/checkpoints").iterdir()) == [
@@ -68,12 +68,16 @@ def test_a_run_writes_what_it_promises(config: str, capsys: pytest.CaptureFixtur
     ]
 
 
+_OF_SHARPNESS = ("sharpness", "sharpness_error")
+
+
 def test_sharpness_on_the_way_leaves_the_run_as_it_is(config: str) -> None:
     train(config, "run.name=plain")
     train(config, "run.name=measured", "monitor.sharpness_every=1", "monitor.sharpness_samples=32")
     found = [line for line in metric_lines("measured") if "sharpness" in line]
     assert [line["step"] for line in found] == [11], "11 steps are an epoch"
     assert found[0]["sharpness"] > 0
+    assert 0 < found[0]["sharpness_error"] < 1e-3
     board = EventAccumulator("runs/measured/tensorboard")
     board.Reload()
     assert [event.step for event in board.Scalars("sharpness/train")] == [11]

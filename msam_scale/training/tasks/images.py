@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import nn
 
 from data_pipelines import Split, TransformPreset, normalise
 from data_pipelines.errors import UserError
@@ -58,6 +59,9 @@ class ImageTask(Task):
                     f"{split.index.directory}: its {what} is {val}, that of the training data "
                     f"{train}; validation data of the same data set works"
                 )
+
+    def check_model(self, model: nn.Module) -> None:
+        """Says nothing: the first forward, of a blank image, shows whether the sizes fit."""
 
     def loss_fn(self, *, dtype: torch.dtype, label_smoothing: float) -> LossFunction:
         """See `image_loss`; mixed batches included."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from data_pipelines import Split, TransformPreset
 from msam_scale.batch_tree import Batch
@@ -55,6 +56,14 @@ class Task(ABC):
         """
 
     @abstractmethod
+    def check_model(self, model: nn.Module) -> None:
+        """Refuses a model that some samples would not fit.
+
+        Raises:
+            UserError: says which, and what would work.
+        """
+
+    @abstractmethod
     def loss_fn(self, *, dtype: torch.dtype, label_smoothing: float) -> LossFunction:
         """Cross-entropy, a mean over samples, for what the training loader yields.
 
@@ -77,7 +86,7 @@ class Task(ABC):
 
     @abstractmethod
     def blank_batch(self, *, device: torch.device) -> Batch:
-        """A batch of one sample that means nothing, of the shape of a typical one."""
+        """A batch of one sample whose answer nobody counts."""
 
     @abstractmethod
     def num_bytes(self, num_samples: int) -> int:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from data_pipelines import Split
+from data_pipelines import EvaluationLoader, Split
 from data_pipelines.errors import UserError
+from data_pipelines.preparation.record import DatasetRecord
 from msam_scale.batch_tree import Batch
 from msam_scale.passes import LossFunction
 from msam_scale.training.tasks.interface import Task
+from msam_scale.training.tasks.text_checks import check_tokens
 
 _BYTES_OF_A_TOKEN = 8
 
@@ -32,9 +36,8 @@ class TextTask(Task):
         lengths, tokens = train.index.lengths, train.index.meta.tokens
         assert lengths is not None, "texts have lengths"
         assert tokens is not None, "texts have tokens"
-        self._tokens = tokens
+        self._train, self._tokens = train, tokens
         self._max_length = int(lengths.max())
-        self._mean_length = round(float(lengths.mean()))
 
     @property
     def transform(self) -> None:
@@ -53,6 +56,18 @@ class TextTask(Task):
                     f"{index.directory}: its {what} is {val}, that of the training data {train}; "
                     "validation data of the same data set works"
                 )
+        assert index.lengths is not None, "texts have lengths"
+        self._max_length = max(self._max_length, int(index.lengths.max()))
+
+    def check_model(self, model: nn.Module) -> None:
+        """Refuses a model that the tokens do not fit; see `check_tokens`."""
+        check_tokens(
+            model,
+            rows=self._tokens.rows,
+            pad_token_id=self._tokens.pad_token_id,
+            max_length=self._max_length,
+            vocabulary=_vocabulary_size(self._train),
+        )
 
     def loss_fn(self, *, dtype: torch.dtype, label_smoothing: float) -> LossFunction:
         """Cross-entropy of the model's logits: the models' own losses know no label smoothing."""
@@ -73,17 +88,33 @@ class TextTask(Task):
         return _logits(predict, batch)
 
     def blank_batch(self, *, device: torch.device) -> Batch:
-        """A text of mean length."""
-        names = (*self._tokens.rows, "attention_mask")
-        shape = (1, self._mean_length)
-        batch = {name: torch.zeros(shape, dtype=torch.int64, device=device) for name in names}
-        batch["attention_mask"].fill_(1)
-        return {**batch, "labels": torch.zeros(1, dtype=torch.int64, device=device)}
+        """The first text: some models refuse what is none."""
+        loader = EvaluationLoader(
+            self._train.index,
+            batch_size=1,
+            rank=0,
+            num_ranks=1,
+            transform=None,
+            num_workers=0,
+            source=self._train.source,
+            sample_ids=np.zeros(1, np.int64),
+        )
+        (batch,) = loader
+        return {name: tensor.to(device, copy=True) for name, tensor in batch.items()}
 
     def num_bytes(self, num_samples: int) -> int:
         """As if all texts were as long as the longest."""
         num_rows = len(self._tokens.rows) + 1
         return num_samples * self._max_length * num_rows * _BYTES_OF_A_TOKEN
+
+
+def _vocabulary_size(train: Split) -> int | None:
+    """How many tokens the tokenizer has, where the data's record is there."""
+    try:
+        record = DatasetRecord.read(train.index.directory.parent)
+    except UserError:
+        return None
+    return None if record.tokenizer is None else record.tokenizer.vocab_size
 
 
 def _logits(
