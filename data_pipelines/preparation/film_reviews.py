@@ -10,6 +10,7 @@ import csv
 import io
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from data_pipelines.errors import UserError
@@ -57,14 +58,7 @@ def _open(options: PreparationOptions, scratch: Path, progress: Progress) -> Ope
     found = num_neutral + sum(split.num_samples for split in dataset.splits.values())
     if found != _NUM_ROWS:
         notes.append(f"{found} sentences, the published set has {_NUM_ROWS}")
-    return OpenedDataset(
-        splits=dataset.splits,
-        num_classes=dataset.num_classes,
-        class_names=dataset.class_names,
-        sources=_describe(options, scratch, progress),
-        notes=tuple(notes),
-        tokenizer=dataset.tokenizer,
-    )
+    return replace(dataset, sources=_describe(options, scratch, progress), notes=tuple(notes))
 
 
 def _describe(options: PreparationOptions, scratch: Path, progress: Progress) -> dict[str, str]:

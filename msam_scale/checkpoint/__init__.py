@@ -4,6 +4,7 @@ from msam_scale.checkpoint.folder import latest_checkpoint, prune_checkpoints, s
 from msam_scale.checkpoint.state import (
     find_checkpoint,
     load_checkpoint,
+    load_weights,
     read_progress,
     save_checkpoint,
 )
@@ -12,6 +13,7 @@ __all__ = [
     "find_checkpoint",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_weights",
     "prune_checkpoints",
     "read_progress",
     "save_checkpoint",

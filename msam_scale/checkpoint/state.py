@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from data_pipelines.durable_files import new_directory
 from data_pipelines.errors import UserError
@@ -116,6 +117,22 @@ def load_checkpoint(
     engine.num_steps_done = progress["step"]
     engine.skipped_steps.load(progress["skipped_steps"])
     return dict(progress["extra"])
+
+
+def load_weights(folder: Path, model: nn.Module) -> None:
+    """Gives a whole model the weights of a checkpoint, in this process alone.
+
+    Raises:
+        UserError: they cannot be read, or are of another model.
+    """
+    path = folder / _MODEL
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from error
+    except RuntimeError as error:
+        first = str(error).splitlines()[-1].strip()
+        raise UserError(f"{path}: does not fit the run's model: {first}") from error
 
 
 def optimizer_name(sharding: Sharding) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from msam_scale.export.trained_model import WEIGHTS_FILE, TrainedModel
+from msam_scale.export.trained_model import TrainedModel
 
 
 def write_safetensors(trained: TrainedModel, folder: Path) -> None:
@@ -24,4 +24,4 @@ def write_safetensors(trained: TrainedModel, folder: Path) -> None:
         "name": str(section.name),
         "step": str(trained.step),
     }
-    save_file(weights, folder / WEIGHTS_FILE, metadata=metadata)
+    save_file(weights, folder / "model.safetensors", metadata=metadata)

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from data_pipelines.errors import UserError
-from msam_scale.checkpoint import find_checkpoint, read_progress
+from msam_scale.checkpoint import find_checkpoint, load_weights, read_progress
 from msam_scale.config import Config, ConfigError
 from msam_scale.models import ModelRequest, build_model
-
-WEIGHTS_FILE = "model.safetensors"
+from msam_scale.precision import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -59,16 +56,8 @@ def load_trained_model(location: Path) -> TrainedModel:
         str(config.model.name), arguments=config.model.args, settings=settings, **task
     )
     model = build_model(config.model.source, request, seed=config.run.seed)
-    path = checkpoint / WEIGHTS_FILE
-    try:
-        weights = load_file(path)
-        floating = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
-        model.to(floating).load_state_dict(weights)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: does not fit the run's model: {first}") from error
+    model.to(PRECISIONS[config.precision].parameters)
+    load_weights(checkpoint, model)
     return TrainedModel(model.eval(), config, step=progress["step"], checkpoint=checkpoint)
 
 

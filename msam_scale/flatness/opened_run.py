@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale.batch_tree import Batch, narrow, num_samples
-from msam_scale.checkpoint import find_checkpoint, read_progress
+from msam_scale.checkpoint import find_checkpoint, load_weights, read_progress
 from msam_scale.config import Config
 from msam_scale.flatness.hessian_vector import ExactCurvature
 from msam_scale.flatness.training_samples import TrainingSamples
@@ -121,7 +119,7 @@ def open_run(folder: Path, *, command: str) -> OpenedRun:
     )
     dtype = PRECISIONS[prepared.config.precision].parameters
     model = prepared.model.to(dtype)
-    _load_weights(model, checkpoint)
+    load_weights(checkpoint, model)
     return OpenedRun(
         folder=folder,
         checkpoint=checkpoint,
@@ -146,14 +144,3 @@ class _Chunks:
             total = num_samples(batch)
             for start in range(0, total, self.size):
                 yield narrow(batch, start, min(self.size, total - start))
-
-
-def _load_weights(model: nn.Module, checkpoint: Path) -> None:
-    path = checkpoint / "model.safetensors"
-    try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: does not fit the run's model: {first}") from error

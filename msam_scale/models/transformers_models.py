@@ -105,8 +105,7 @@ def build_transformers_model(request: ModelRequest) -> nn.Module:
     _set_attention(model, attention)
     if (path := request.weights) is not None:
         heads = [name for name in _HEADS if hasattr(model, name)]
-        output = [name for name in _outputs(model, heads) if name]
-        num_classes = num_outputs(weight_shapes(path), heads=output)
+        num_classes = num_outputs(weight_shapes(path), heads=list(_outputs(model, heads)))
         with explained_misfit(path, name=request.name):
             load_weights(model, load_file(path), heads=heads, num_classes=num_classes)
     return model
@@ -116,11 +115,11 @@ def _outputs(model: nn.Module, heads: list[str]) -> Iterator[str]:
     """The last linear layer of a head: `classifier`, or `classifier.out_proj` of RoBERTa."""
     for head in heads:
         linear = [
-            f"{head}.{name}".rstrip(".")
-            for name, module in model.get_submodule(head).named_modules()
+            name
+            for name, module in model.get_submodule(head).named_modules(prefix=head)
             if isinstance(module, nn.Linear)
         ]
-        yield linear[-1] if linear else ""
+        yield from linear[-1:]
 
 
 def _set_attention(model: Any, attention: Any) -> None:

@@ -178,15 +178,12 @@ class Experiment(_Part):
             if base is not None and base not in scale.columns:
                 raise ValueError(f"columns: lack {base}, which {self.measure} divides by")
             for name, row in scale.rows.items():
-                values = (
-                    self.published.rows[row.paper].values
-                    if row.paper in (self.published.rows)
-                    else {base: None}
-                )
-                if base is not None and base not in values:
-                    raise ValueError(f"published.rows.{row.paper}: lacks {base}")
-                if row.paper is not None and row.paper not in self.published.rows:
+                if row.paper is None:
+                    continue
+                if row.paper not in self.published.rows:
                     raise ValueError(f"rows.{name}.paper: {row.paper} is not in published.rows")
+                if base is not None and base not in self.published.rows[row.paper].values:
+                    raise ValueError(f"published.rows.{row.paper}: lacks {base}")
         return self
 
 

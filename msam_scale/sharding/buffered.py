@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
@@ -21,7 +22,7 @@ from msam_scale.sharding.norms import square_sum
 from msam_scale.sharding.state import full_optimizer_state, full_state_dict, load_state
 
 
-class BufferedSharding:
+class BufferedSharding(ABC):
     """Two gradient-sized buffers, the accumulator and the ascent gradient, and pointer swaps.
 
     A backward adds in place to whatever tensor `parameter.grad` is, so ascent and descent differ
@@ -95,7 +96,8 @@ class BufferedSharding:
         return [self._shard_group is None] * len(self._parameters)
 
     def weights_written(self) -> None:
-        """Forwards read what `weights()` gives."""
+        """Nothing: forwards read what `weights()` gives."""
+        return
 
     def hold_ascent_gradient(self) -> None:
         """Makes the ascent buffer, unless it is there."""
@@ -153,9 +155,9 @@ class BufferedSharding:
             loss = self._loss_scale.scaled(loss)
         loss.backward()
 
+    @abstractmethod
     def perturbed(self) -> AbstractContextManager[None]:
         """Inside, the parameters are w + ε; outside w again, bit for bit."""
-        raise NotImplementedError
 
     def perturbation_fidelity(self) -> torch.Tensor:
         """The part of ε that rounding leaves."""

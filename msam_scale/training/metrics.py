@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from data_pipelines.errors import UserError
 
@@ -15,18 +14,27 @@ Answers = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 """(true class, answered class, how many samples), one row a pair of classes that occurs."""
 
 
+# scikit-learn takes a second to import, which a run without validation data does without.
+
+
 def _accuracy(answers: Answers) -> float:
+    from sklearn.metrics import accuracy_score
+
     labels, predictions, counts = answers
     return float(accuracy_score(labels, predictions, sample_weight=counts))
 
 
 def _f1(answers: Answers) -> float:
+    from sklearn.metrics import f1_score
+
     labels, predictions, counts = answers
     # Without a true or answered positive the score is 0, as GLUE counts it.
     return float(f1_score(labels, predictions, sample_weight=counts, zero_division=0.0))
 
 
 def _matthews_correlation(answers: Answers) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
     labels, predictions, counts = answers
     return float(matthews_corrcoef(labels, predictions, sample_weight=counts))
 

@@ -104,12 +104,11 @@ def prepare_run(
 def _open_data(config: Config, train: Split | None, *, findings: Findings) -> RunData | None:
     task: Task | None = None
     val = None
-    if train is not None:
-        with findings.collected("data.transform"):
-            task = make_task(train, transform=config.data.transform)
-    else:
-        with findings.collected("data.transform"):
+    with findings.collected("data.transform"):
+        if train is None:
             transform_preset(config.data.transform)
+        else:
+            task = make_task(train, transform=config.data.transform)
     if config.data.val is not None:
         with findings.collected("data.val"):
             val = open_run_split(config.data.val, config)

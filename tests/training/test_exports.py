@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification
 
 from data_pipelines import SampleIndex, ShardReader, prepare
 from launch.cli import main
-from msam_scale.export import load_trained_model
+from launch.commands import export as export_command
+from msam_scale.export import EXPORT_FORMATS, load_trained_model
 
 _VIT = (
     "model.source=timm",
@@ -85,6 +86,9 @@ monitor: {{progress: false}}
 """
     Path("texts.yaml").write_text(text)
     assert main(["train", "texts.yaml"]) == 0
+    # A checkpoint knows the model's settings: where they came from may be gone.
+    (tmp_path / "bert").rename(tmp_path / "gone")
+    assert main(["train", "texts.yaml"]) == 0
     assert export("texts", "transformers") == 0
     loaded = AutoModelForSequenceClassification.from_pretrained("exported").eval()
     model = load_trained_model(Path("runs/texts")).model
@@ -122,3 +126,7 @@ def test_plain_weights_and_what_is_refused(config: str, capsys: pytest.CaptureFi
     weights.write_bytes(weights.read_bytes()[:-100])
     assert export("small", "safetensors", out="damaged") == 2
     assert str(weights) in capsys.readouterr().err
+
+
+def test_the_command_names_every_format() -> None:
+    assert tuple(EXPORT_FORMATS) == export_command._FORMATS

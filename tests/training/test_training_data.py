@@ -147,6 +147,10 @@ def test_damaged_samples_are_replaced_and_listed(
     assert states[0] == states[1]
     assert 1 <= len(states[0]) <= 3
     assert all("damaged/train" in bad["where"] for bad in states[0])
+    # A switch on the way, where the loader is made anew, forgets none of them.
+    phases = 'objective.phases=[{"until": 0.9, "algorithm": "vanilla"}]'
+    assert _train(config, *words, "run.name=phases", phases) == 0
+    assert _loader_state("phases", step=11)["bad_samples"] == states[0]
 
 
 @pytest.fixture
