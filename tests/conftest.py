@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +14,8 @@ from rank_pool import OnRanks, RankPool
 from report import found_here, tables, take_over
 
 torch.set_num_threads(1)
+# Commands that tests start, too, unless the machine is theirs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Two test processes and their ranks share the cores: how long an example takes says nothing.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
