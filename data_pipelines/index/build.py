@@ -23,7 +23,7 @@ from data_pipelines.index.format import (
     fingerprint_of,
     sample_dtype,
 )
-from data_pipelines.index.locate import find_shards
+from data_pipelines.index.locate import check_inside, find_shards
 from data_pipelines.index.sample_index import SampleIndex
 from data_pipelines.index.shard_table import ScanTask, ShardFindings, scan_to_files
 from data_pipelines.processes import run_tasks
@@ -58,6 +58,8 @@ def build_index(
             samples differ in their columns, a label is out of range, or there is an index already.
     """
     shards = find_shards(patterns)
+    for shard in shards:
+        check_inside(shard, folder=shard.parent)
     return index_shards(
         shards,
         split=_folder_name(shards[0].parent),
@@ -157,6 +159,11 @@ def _work_folder(directory: Path) -> Iterator[Path]:
             "overwritten; remove it to make the index anew"
         )
     lock = filelock.FileLock(directory / f".{INDEX_FOLDER}.lock")
+    work = directory / f".{INDEX_FOLDER}.unfinished"
+    # These come with a folder from elsewhere, and writing would follow them.
+    for path in (Path(lock.lock_file), work, *(work.iterdir() if work.is_dir() else ())):
+        if path.is_symlink():
+            raise UserError(f"{path}: a link, where the index would be written; remove it")
     try:
         held = lock.acquire(blocking=False)
     except filelock.Timeout as error:
@@ -164,7 +171,6 @@ def _work_folder(directory: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{directory}: the index cannot be written here: {error}") from error
     with held:
-        work = directory / f".{INDEX_FOLDER}.unfinished"
         try:
             work.mkdir(exist_ok=True)
             yield work
@@ -247,7 +253,9 @@ def _write_samples(
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for task in tasks:
-            table = np.load(task.samples_path, allow_pickle=False)
+            table = np.lib.format.open_memmap(task.samples_path, mode="r")
+            if table.dtype != dtype:
+                raise UserError(f"{task.samples_path}: damaged; remove {task.work} and start again")
             class_counts += np.bincount(table["label"], minlength=num_classes)
             file.write(table.tobytes())
     return class_counts

@@ -7,15 +7,16 @@ for: in error messages, and to hand samples to `webdataset`.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pydantic
 
 from data_pipelines.durable_files import sha256_of_file
 from data_pipelines.errors import UserError
+from data_pipelines.index.limits import MOST_CLASSES, MOST_META_BYTES
 
 INDEX_FOLDER = "index"
 META_FILE = "meta.json"
@@ -41,6 +42,10 @@ REMAKE = (
 )
 
 
+# Fits the signed 64 bits that positions in files have.
+_Count = Annotated[int, pydantic.Field(ge=0, lt=1 << 62)]
+
+
 class _Record(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -49,8 +54,8 @@ class ShardMeta(_Record):
     """One shard: its file name, its size and what it holds."""
 
     name: str
-    bytes: int
-    num_samples: int
+    bytes: _Count
+    num_samples: _Count
     sha256: str
 
 
@@ -62,8 +67,8 @@ class TokenMeta(_Record):
         pad_token_id: What `input_ids` are filled up with in a batch; all other rows with 0.
     """
 
-    rows: tuple[str, ...]
-    pad_token_id: int = 0
+    rows: Annotated[tuple[str, ...], pydantic.Field(min_length=1, max_length=16)]
+    pad_token_id: Annotated[int, pydantic.Field(ge=0, lt=1 << 31)] = 0
 
 
 class IndexMeta(_Record):
@@ -83,8 +88,8 @@ class IndexMeta(_Record):
     format: str
     version: int
     split: str
-    num_samples: int
-    num_classes: int
+    num_samples: Annotated[int, pydantic.Field(ge=1, lt=1 << 48)]
+    num_classes: Annotated[int, pydantic.Field(ge=1, le=MOST_CLASSES)]
     class_counts: tuple[int, ...]
     columns: tuple[str, ...]
     image_shape: tuple[int, int, int] | None
@@ -103,15 +108,17 @@ class IndexMeta(_Record):
             UserError: It is missing, damaged, or of a version this program does not know.
         """
         try:
+            if path.stat().st_size > MOST_META_BYTES:
+                raise UserError(f"{path}: larger than any index; {REMAKE}")
             text = path.read_text(encoding="utf-8")
             content = json.loads(text)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"{path}: cannot be read ({error}); {REMAKE}") from error
         found = content if isinstance(content, dict) else {}
         if found.get("format") != FORMAT_NAME or found.get("version") != FORMAT_VERSION:
             raise UserError(
-                f"{path}: format {found.get('format')!r} version {found.get('version')!r} is not "
-                f"known, only {FORMAT_NAME!r} version {FORMAT_VERSION}; {REMAKE}"
+                f"{path}: format {_shown(found, 'format')} version {_shown(found, 'version')} is "
+                f"not known, only {FORMAT_NAME!r} version {FORMAT_VERSION}; {REMAKE}"
             )
         try:
             return cls.model_validate_json(text)
@@ -124,6 +131,10 @@ class IndexMeta(_Record):
         """Writes meta.json; what is only there for some splits is left out for the others."""
         text = self.model_dump_json(indent=1, exclude_defaults=True) + "\n"
         path.write_text(text, encoding="utf-8")
+
+
+def _shown(found: Mapping[str, Any], key: str) -> str:
+    return repr(found.get(key))[:80]
 
 
 def sample_dtype(columns: Sequence[str], *, has_tokens: bool) -> np.dtype[Any]:

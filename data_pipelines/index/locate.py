@@ -43,6 +43,27 @@ def other_shards(directory: Path, meta: IndexMeta) -> list[str]:
     return [path.name for path in _not_hidden(directory.glob("*.tar")) if path.name not in indexed]
 
 
+def check_inside(path: Path, *, folder: Path) -> None:
+    """Refuses a link out of a folder: data from elsewhere must not read the files of its user.
+
+    Args:
+        path: In `folder`. What is not there is left to who reads it.
+        folder: May itself be a link, or lie behind one.
+
+    Raises:
+        UserError: It is such a link, or a pipe or device.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no file")
+    if path.is_symlink() or path.parent.is_symlink():
+        target = path.resolve()
+        if not target.is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{path}: a link to {target}, which is outside of {folder}; put the file itself "
+                "there, or a hard link, or give the folder that holds the files"
+            )
+
+
 def is_folder(path: Path) -> bool:
     """Whether a path is a folder.
 

@@ -1,17 +1,22 @@
 """One pass over a finished shard: what samples it holds and whether it is whole."""
 
+import os
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from webdataset.tariterators import base_plus_ext
 
 from data_pipelines.decoding import SampleDecoder, SampleHeader, probe
 from data_pipelines.durable_files import pieces_of_file
 from data_pipelines.errors import UserError
+from data_pipelines.index.limits import MOST_SAMPLE_BYTES
+from data_pipelines.sources.positioned_reads import read_at
+from data_pipelines.tar_headers import tar_headers
 
 _BLOCK = tarfile.BLOCKSIZE
 # The members WebDataset takes for metadata about the shard and not for samples.
@@ -24,7 +29,6 @@ _COMPRESSIONS = {
     b"\x28\xb5\x2f\xfd": "zstd",
     b"\x04\x22\x4d\x18": "lz4",
 }
-_MOST_BYTES = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,8 @@ def scan_shard(path: Path, *, ignored_columns: Set[str] = frozenset()) -> Iterat
     """
     _check_not_compressed(path)
     try:
-        with tarfile.open(path, mode="r:") as tar:
-            yield from _samples(tar, path, ignored_columns)
-    except tarfile.TarError as error:
-        raise UserError(f"{path}: not a whole, uncompressed tar: {error}") from error
+        with path.open("rb") as file:
+            yield from _samples(file, path, ignored_columns)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
@@ -82,30 +84,25 @@ def _check_not_compressed(path: Path) -> None:
             )
 
 
-def _samples(
-    tar: tarfile.TarFile, path: Path, ignored_columns: Set[str]
-) -> Iterator[ScannedSample]:
+def _samples(file: BinaryIO, path: Path, ignored_columns: Set[str]) -> Iterator[ScannedSample]:
     key: str | None = None
     members: dict[str, tarfile.TarInfo] = {}
     end = 0
-    for member in tar:
+    for member in tar_headers(file, name=str(path)):
         end = member.offset_data
-        # The list of members, which `tarfile` keeps, would grow with the shard.
-        tar.members = []  # type: ignore[attr-defined]
+        _check_name(path, member)
         if not member.isreg():
             _check_not_a_link(path, member)
             continue
         if member.issparse():
             raise UserError(f"{path}: {member.name}: sparse members cannot be read by their offset")
-        if member.size > _MOST_BYTES:
-            raise UserError(f"{path}: {member.name}: {member.size} bytes are more than 4 GiB")
         end += -(-member.size // _BLOCK) * _BLOCK
         prefix, column = base_plus_ext(member.name)
         if prefix is None or _SHARD_METADATA.match(member.name):
             continue
         column = column.lower()
         if key is not None and prefix != key:
-            yield _scanned(tar, path, key, members)
+            yield _scanned(file, path, key, members)
             members = {}
         key = prefix
         if column in ignored_columns:
@@ -114,11 +111,22 @@ def _samples(
             raise UserError(f"{path}: sample {key!r} has two files .{column}")
         members[column] = member
     if key is not None:
-        yield _scanned(tar, path, key, members)
+        yield _scanned(file, path, key, members)
     _check_end(path, end)
 
 
+def _check_name(path: Path, member: tarfile.TarInfo) -> None:
+    """Refuses what would be written elsewhere by people who unpack the shard or use its keys."""
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        raise UserError(
+            f"{path}: {member.name!r}: a name that leads out of the folder a tar is unpacked in; "
+            "samples have relative names without `..`"
+        )
+
+
 def _check_not_a_link(path: Path, member: tarfile.TarInfo) -> None:
+    if member.ischr() or member.isblk() or member.isfifo():
+        raise UserError(f"{path}: {member.name}: a device or a pipe, which no data set has")
     if member.issym() or member.islnk():
         raise UserError(
             f"{path}: {member.name}: a link to {member.linkname!r}, which readers of shards leave "
@@ -127,15 +135,17 @@ def _check_not_a_link(path: Path, member: tarfile.TarInfo) -> None:
 
 
 def _scanned(
-    tar: tarfile.TarFile, path: Path, key: str, members: dict[str, tarfile.TarInfo]
+    file: BinaryIO, path: Path, key: str, members: dict[str, tarfile.TarInfo]
 ) -> ScannedSample:
     _check_key(path, key)
+    _check_size(file, path, key, members)
     payloads: dict[str, bytes] = {}
     crc32 = 0
     for column in sorted(members):
-        file = tar.extractfile(members[column])
-        assert file is not None, "a regular member has content"
-        payloads[column] = file.read()
+        start = members[column].offset_data
+        stop = start + members[column].size
+        # By position: the walk over the headers goes on where it was.
+        payloads[column] = read_at(file.fileno(), start=start, stop=stop)
         crc32 = zlib.crc32(payloads[column], crc32)
     shape, label = _described(path, key, payloads)
     return ScannedSample(
@@ -158,6 +168,21 @@ def _described(path: Path, key: str, payloads: dict[str, bytes]) -> SampleHeader
         return header
     except ValueError as error:
         raise UserError(f"{path}: sample {key!r}: {error}") from error
+
+
+def _check_size(file: BinaryIO, path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> None:
+    """Refuses a sample that ends behind the shard or is too large, before memory is taken."""
+    if not members:
+        return
+    start = min(member.offset_data for member in members.values())
+    stop = max(member.offset_data + member.size for member in members.values())
+    if stop > os.fstat(file.fileno()).st_size:
+        raise UserError(f"{path}: not a whole, uncompressed tar: sample {key!r} is cut short")
+    if stop - start > MOST_SAMPLE_BYTES:
+        raise UserError(
+            f"{path}: sample {key!r}: {stop - start} bytes are more than a sample can have, "
+            f"{MOST_SAMPLE_BYTES}"
+        )
 
 
 def _check_key(path: Path, key: str) -> None:

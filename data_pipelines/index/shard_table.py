@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 from data_pipelines.durable_files import replace_file, sha256_of_file
 from data_pipelines.errors import UserError
 from data_pipelines.index.format import ShardMeta, sample_dtype
+from data_pipelines.index.limits import MOST_CLASSES
 from data_pipelines.index.scan import ScannedSample, scan_shard
-
-# The index counts the samples of each class.
-_MOST_CLASSES = 10_000_000
 
 
 class ShardFindings(pydantic.BaseModel):
@@ -113,7 +111,10 @@ def scan_to_files(task: ScanTask) -> ShardFindings:
 def _earlier_findings(task: ScanTask) -> ShardFindings | None:
     if not task.findings_path.exists():
         return None
-    findings = ShardFindings.model_validate_json(task.findings_path.read_bytes())
+    try:
+        findings = ShardFindings.model_validate_json(task.findings_path.read_bytes())
+    except pydantic.ValidationError:  # of another version, or not ours
+        return None
     status = task.path.stat()
     is_same = (
         findings.shard.name == task.path.name
@@ -148,10 +149,10 @@ class _Samples:
         if has_tokens:  # their length may differ
             shape, first_shape = shape[:1], first_shape[:1]
         self._has_one_shape &= shape == first_shape
-        if sample.label >= _MOST_CLASSES:
+        if sample.label >= MOST_CLASSES:
             raise UserError(
                 f"{self._task.path}: sample {sample.key!r} is of class {sample.label}, but class "
-                f"numbers are below {_MOST_CLASSES}"
+                f"numbers are below {MOST_CLASSES}"
             )
         self._last_class = max(self._last_class, (sample.label, sample.key))
         extents = (value for extent in sample.extents.values() for value in extent)

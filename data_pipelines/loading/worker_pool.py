@@ -14,6 +14,7 @@ from data_pipelines.loading.dataset import LoadedPart, PartDataset
 from data_pipelines.loading.items import Item, Part, parts_of, samples_per_part
 from data_pipelines.loading.slots import SlotMemory, SlotRing
 from data_pipelines.loading.source import SplitSource
+from data_pipelines.loading.worker_process import follow_parent
 from data_pipelines.reading import BadSamples
 
 DEFAULT_HOST_BYTES = 1 << 30
@@ -181,6 +182,7 @@ class _StartedPool:
             num_workers=num_workers,
             prefetch_factor=plan.parts_ahead if num_workers else None,
             collate_fn=_as_it_is,
+            worker_init_fn=follow_parent,
             persistent_workers=num_workers > 0,
             in_order=True,
             # Without its own, every iteration would draw the workers' seed from the global stream

@@ -4,10 +4,7 @@ The archives "for Python" of https://www.cs.toronto.edu/~kriz/cifar.html hold pi
 """
 
 import functools
-import gzip
 import hashlib
-import tarfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from numpy.typing import NDArray
 from data_pipelines.durable_files import pieces_of_file
 from data_pipelines.errors import UserError
 from data_pipelines.preparation.array_images import ArrayImages, mapped_array
+from data_pipelines.preparation.gzipped_tars import gzipped_files
 from data_pipelines.preparation.recipe import (
     DatasetRecipe,
     OpenedDataset,
@@ -170,21 +168,10 @@ def _convert(archive: Path, edition: _Edition, folder: Path) -> None:
 
 def _read_files(archive: Path, wanted: set[str]) -> dict[str, dict[Any, Any]]:
     """Reads the wanted members; nothing is ever unpacked, so their paths can do no harm."""
-    found: dict[str, dict[Any, Any]] = {}
-    try:
-        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                if member.name not in wanted:
-                    continue
-                if not member.isreg() or member.size > _MAX_FILE_BYTES:
-                    raise UserError(f"{archive}: {member.name}: not a file of the expected size")
-                file = tar.extractfile(member)
-                assert file is not None, "a regular member has content"
-                found[member.name] = _load(archive, member.name, file.read())
-            while stream.read(1 << 20):  # the checksum comes at the very end
-                pass
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{archive}: damaged or cut short: {error}") from error
+    files = gzipped_files(
+        archive, name=str(archive), is_wanted=wanted.__contains__, most_bytes=_MAX_FILE_BYTES
+    )
+    found = {name: _load(archive, name, content) for name, content in files}
     missing = sorted(wanted - set(found))
     if missing:
         raise UserError(f"{archive}: {', '.join(missing)} missing: cut short or another archive")

@@ -2,12 +2,14 @@
 
 import functools
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.index.limits import MOST_SAMPLE_BYTES
 from data_pipelines.preparation.image_sources import IMAGE_COLUMNS, FolderImages
 from data_pipelines.preparation.image_table import ImageEntry, ImageTable, write_image_table
 from data_pipelines.preparation.record import printable
@@ -142,9 +144,19 @@ def _images_below(
                     f"{', '.join(sorted(IMAGE_COLUMNS))} or move them away"
                 )
             if ending in IMAGE_COLUMNS:
-                yield path, path.stat().st_size
+                yield path, _checked_size(path)
             else:
                 left_out[ending or "(no ending)"] += 1
+
+
+def _checked_size(path: Path) -> int:
+    """The size of a file that can be an image; reading a pipe or a device has no end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MOST_SAMPLE_BYTES:
+        raise UserError(
+            f"{path}: no file of at most {MOST_SAMPLE_BYTES} bytes, so no image; move it away"
+        )
+    return status.st_size
 
 
 def _check_first_visit(folder: Path, visited: dict[tuple[int, int], Path]) -> None:

@@ -7,13 +7,12 @@ has its labels from the same reviews.
 """
 
 import csv
-import io
-import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.preparation.gzipped_tars import gzipped_files
 from data_pipelines.preparation.recipe import DatasetRecipe, OpenedDataset, PreparationOptions
 from data_pipelines.preparation.staging import described_file, staged, unchanged_file
 from data_pipelines.preparation.text_datasets import open_texts
@@ -87,6 +86,8 @@ def _rows(source: Path) -> Iterator[tuple[float, str]]:
     """
     if source.is_dir():
         raise UserError(f"source: {source} is a folder; it has to be {_SOURCE}")
+    if source.stat().st_size > _MOST_BYTES:
+        raise UserError(f"{source}: larger than it can be; it has to be {_SOURCE}")
     content = source.read_bytes()
     if source.name.endswith(".gz"):
         content = _member(content, f"/{_INNER}", source)
@@ -108,18 +109,18 @@ def _rows(source: Path) -> Iterator[tuple[float, str]]:
 def _member(archive: bytes, ending: str, source: Path) -> bytes:
     """The one file of a gzipped tar whose path ends so; nothing is unpacked to disk."""
     try:
-        with tarfile.open(fileobj=io.BytesIO(archive), mode="r:gz") as tar:
-            for member in tar:
-                if not member.isreg() or not member.name.endswith(ending):
-                    continue
-                if member.size > _MOST_BYTES:
-                    raise UserError(f"{source}: {member.name} has {member.size} bytes")
-                file = tar.extractfile(member)
-                assert file is not None, "a regular file has content"
-                return file.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{source}: no whole .tar.gz: {error}; it has to be {_SOURCE}") from error
-    raise UserError(f"{source}: holds no {ending[1:]}; it has to be {_SOURCE}")
+        files = gzipped_files(
+            archive,
+            name=str(source),
+            is_wanted=lambda name: name.endswith(ending),
+            most_bytes=_MOST_BYTES,
+        )
+        _, content = next(files, ("", None))
+    except UserError as error:
+        raise UserError(f"{error}; it has to be {_SOURCE}") from error
+    if content is None:
+        raise UserError(f"{source}: holds no {ending[1:]}; it has to be {_SOURCE}")
+    return content
 
 
 FILM_REVIEWS = DatasetRecipe(

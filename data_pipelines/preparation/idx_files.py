@@ -21,6 +21,8 @@ _UNSIGNED_BYTES = 8
 _BLOCK_ROWS = 4096
 # No file is compressed to less than one byte of so many: https://zlib.net/zlib_tech.html.
 _MOST_COMPRESSED = 1032
+# The largest published set of this kind has 8 million samples, 7 GB.
+_MOST_SAMPLES, _MOST_VALUES = 1 << 26, 1 << 35
 
 
 def find_idx_file(folder: Path, stem: str, *, num_dimensions: int) -> Path:
@@ -102,6 +104,8 @@ def _read_sizes(path: Path, file: BinaryIO, *, num_dimensions: int) -> tuple[int
     most_bytes = path.stat().st_size * (_MOST_COMPRESSED if path.suffix == ".gz" else 1)
     if math.prod(sizes) > most_bytes:
         raise UserError(f"{path}: cut short or damaged: says that it holds {values} values")
+    if sizes[0] > _MOST_SAMPLES or math.prod(sizes) > _MOST_VALUES:
+        raise UserError(f"{path}: says that it holds {values} values: more than any such set")
     return sizes
 
 

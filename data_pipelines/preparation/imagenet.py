@@ -6,10 +6,9 @@ numbers are the places of the WordNet ids in their sorted order, as everywhere e
 """
 
 import functools
-import gzip
 import io
 import re
-import tarfile
+import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines.errors import UserError
+from data_pipelines.preparation.gzipped_tars import gzipped_files
 from data_pipelines.preparation.image_folder import describe_class_folders, open_class_folders
 from data_pipelines.preparation.image_sources import TarImages
 from data_pipelines.preparation.image_table import ImageEntry, ImageTable, write_image_table
@@ -36,6 +36,9 @@ _VAL_TAR = "ILSVRC2012_img_val.tar"
 _KIT = "ILSVRC2012_devkit_t12.tar.gz"
 _KIT_META = "ILSVRC2012_devkit_t12/data/meta.mat"
 _KIT_LABELS = "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt"
+# The published files have 1 MB, the labels 200 kB.
+_MOST_KIT_BYTES = 64 << 20
+_MAT_HEADER_BYTES, _MAT_COMPRESSED = 128, 15
 _VAL_IMAGE = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
 
 
@@ -181,18 +184,12 @@ def _val_entries(path: Path, kit: _DevelopmentKit) -> Iterator[ImageEntry]:
 
 
 def _read_kit(path: Path) -> _DevelopmentKit:
-    contents: dict[str, bytes] = {}
-    try:
-        with gzip.open(path) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            for member in tar:
-                if member.name in (_KIT_META, _KIT_LABELS) and member.isreg():
-                    file = tar.extractfile(member)
-                    assert file is not None, "a regular member has content"
-                    contents[member.name] = file.read()
-            while stream.read(1 << 20):  # the checksum comes at the very end
-                pass
-    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged or cut short: {error}") from error
+    wanted = {_KIT_META, _KIT_LABELS}
+    contents = dict(
+        gzipped_files(
+            path, name=str(path), is_wanted=wanted.__contains__, most_bytes=_MOST_KIT_BYTES
+        )
+    )
     missing = [name for name in (_KIT_META, _KIT_LABELS) if name not in contents]
     if missing:
         raise UserError(f"{path}: {' and '.join(missing)} missing: cut short or another archive")
@@ -208,10 +205,31 @@ def _read_kit(path: Path) -> _DevelopmentKit:
     return _DevelopmentKit(classes=classes, validation=validation)
 
 
+def _check_unpacked(content: bytes) -> None:
+    """Refuses compressed parts of a MATLAB file that unpack to more than such a file has.
+
+    The format ("MAT-File Level 5") has a header of 128 bytes and then parts, each of a type and a
+    size of four bytes. The library unpacks a compressed one whole.
+    """
+    start, num_bytes = _MAT_HEADER_BYTES, 0
+    while start + 8 <= len(content):
+        kind, size = struct.unpack_from("<II", content, start)
+        start += 8
+        if kind == _MAT_COMPRESSED:
+            unpacked = zlib.decompressobj().decompress(
+                content[start : start + size], _MOST_KIT_BYTES + 1
+            )
+            num_bytes += len(unpacked)
+        if num_bytes > _MOST_KIT_BYTES:
+            raise ValueError(f"unpacks to more than {_MOST_KIT_BYTES} bytes")
+        start += size
+
+
 def _read_classes(content: bytes) -> dict[int, _Class]:
     """Reads the classes, which are the synsets without children, from MATLAB's format."""
     from scipy.io import loadmat
 
+    _check_unpacked(content)
     synsets = loadmat(io.BytesIO(content), squeeze_me=True)["synsets"]
     return {
         int(synset["ILSVRC2012_ID"]): _Class(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.tar_headers import tar_headers
 
 _BLOCK = tarfile.BLOCKSIZE
 _PIECE_BYTES = 1 << 20
@@ -28,18 +29,14 @@ def walk_tar(path: Path, *, start: int = 0, stop: int | None = None) -> Iterator
     stop = path.stat().st_size if stop is None else stop
     with path.open("rb") as file:
         file.seek(start)
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    end = member.offset_data
-                    if not member.isreg():
-                        continue
-                    end += -(-member.size // _BLOCK) * _BLOCK
-                    if end > stop:
-                        break
-                    yield member
-        except tarfile.TarError as error:
-            raise UserError(f"{path}: not a whole, uncompressed tar: {error}") from error
+        for member in tar_headers(file, name=str(path)):
+            end = member.offset_data
+            if not member.isreg():
+                continue
+            end += -(-member.size // _BLOCK) * _BLOCK
+            if end > stop:
+                break
+            yield member
         if end + 2 * _BLOCK > stop:
             raise UserError(f"{path}: cut short: the mark for the end of a tar is missing at {end}")
         # `tarfile` takes a damaged header for the end of the archive and says nothing.

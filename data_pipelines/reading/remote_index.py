@@ -11,7 +11,14 @@ import filelock
 from data_pipelines.durable_files import new_directory
 from data_pipelines.errors import UserError
 from data_pipelines.index import IndexMeta, SampleIndex
-from data_pipelines.index.format import INDEX_FOLDER, KEYS_FILE, META_FILE, SAMPLES_FILE
+from data_pipelines.index.format import (
+    INDEX_FOLDER,
+    KEYS_FILE,
+    META_FILE,
+    SAMPLES_FILE,
+    sample_dtype,
+)
+from data_pipelines.index.limits import MOST_KEY_BYTES, MOST_META_BYTES, MOST_TABLE_HEADER_BYTES
 from data_pipelines.sources import ShardSource
 from data_pipelines.sources.file_names import checked_file_name, checked_sha256
 
@@ -35,7 +42,7 @@ def fetch_index(source: ShardSource, *, cache_dir: Path) -> SampleIndex:
     where = source.where(f"{INDEX_FOLDER}/{META_FILE}")
     with tempfile.TemporaryDirectory() as folder:
         fetched = Path(folder, META_FILE)
-        _fetch(source, META_FILE, into=fetched)
+        _fetch(source, META_FILE, into=fetched, most_bytes=MOST_META_BYTES)
         with _called(fetched, where):
             meta = IndexMeta.read(fetched)
     for shard in meta.shards:
@@ -72,8 +79,13 @@ def _fetch_to(target: Path, source: ShardSource, meta: IndexMeta) -> None:
         shutil.rmtree(left)
     with new_directory(target, replaces=True) as folder:
         (folder / INDEX_FOLDER).mkdir()
-        for name in (SAMPLES_FILE, KEYS_FILE):
-            _fetch(source, name, into=folder / INDEX_FOLDER / name)
+        record = sample_dtype(meta.columns, has_tokens=meta.tokens is not None)
+        most_bytes = {
+            SAMPLES_FILE: MOST_TABLE_HEADER_BYTES + meta.num_samples * record.itemsize,
+            KEYS_FILE: meta.num_samples * MOST_KEY_BYTES,
+        }
+        for name, most in most_bytes.items():
+            _fetch(source, name, into=folder / INDEX_FOLDER / name, most_bytes=most)
         meta.write(folder / INDEX_FOLDER / META_FILE)
         with _called(folder, source.where("").rstrip("/")):
             index = SampleIndex(folder, meta)
@@ -81,9 +93,15 @@ def _fetch_to(target: Path, source: ShardSource, meta: IndexMeta) -> None:
             index.key(meta.num_samples - 1)
 
 
-def _fetch(source: ShardSource, name: str, *, into: Path) -> None:
+def _fetch(source: ShardSource, name: str, *, into: Path, most_bytes: int) -> None:
+    """Fetches a file of the index, which a server may send without end."""
+    num_bytes = 0
     with into.open("wb") as file:
         for piece in source.pieces(f"{INDEX_FOLDER}/{name}", num_bytes=None):
+            num_bytes += len(piece)
+            if num_bytes > most_bytes:
+                where = source.where(f"{INDEX_FOLDER}/{name}")
+                raise UserError(f"{where}: more than the {most_bytes} bytes it can have")
             file.write(piece)
 
 

@@ -63,7 +63,7 @@ def test_other_files_are_refused(tmp_path: Path, tokenizer: str) -> None:
     (folder / "lines.txt").write_text("1\t2.5\ta text\n2\tgood\tanother\n")
     (folder / "latin.txt").write_bytes("1\t2.5\tcafé\n".encode("latin-1"))
     for name, words in {
-        "cut.tar.gz": "no whole .tar.gz",
+        "cut.tar.gz": "damaged or cut short",
         "other.tar.gz": "holds no hutto_ICWSM_2014.tar.gz",
         "lines.txt": "line 2 is not",
         "latin.txt": "no UTF-8",
