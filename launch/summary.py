@@ -10,6 +10,7 @@ from pathlib import Path
 
 from msam_scale.config import Config
 from msam_scale.training import Outcome
+from msam_scale.training.evaluation import Evaluation
 
 
 def closing_words(
@@ -29,13 +30,13 @@ def closing_words(
         lines.append(f"Nothing left to train: {outcome.folder} is complete.")
     if outcome.evaluation is not None:
         evaluation = outcome.evaluation
-        figures = ", ".join(
-            f"{name.replace('_', ' ')} {value:.2%}" for name, value in evaluation.metrics.items()
-        )
         lines.append(
-            f"Validation {figures} (loss {evaluation.loss:.4f}, {evaluation.samples} samples) "
-            f"after {outcome.num_steps} steps."
+            f"Validation {_metrics(evaluation)} (loss {evaluation.loss:.4f}, "
+            f"{evaluation.samples} samples) after {outcome.num_steps} steps."
         )
+    if outcome.averaged_evaluation is not None:
+        evaluation = outcome.averaged_evaluation
+        lines.append(f"Averaged weights: {_metrics(evaluation)} (loss {evaluation.loss:.4f}).")
     lines.append(f"Results:      {outcome.folder}")
     if config.monitor.tensorboard:
         lines.append(
@@ -53,6 +54,29 @@ def closing_words(
         ranks = ["--nproc", str(num_ranks)] if num_ranks > 1 else []
         lines.append(f"Try next:     {_call('msam-scale', 'train', source, *ranks, *given)}")
     return "\n".join(lines)
+
+
+def stopping_words(outcome: Outcome, *, config: Config) -> str:
+    """What stopped a run that is not complete, where it is saved, and how it goes on.
+
+    Args:
+        outcome: of the run.
+        config: what ran.
+    """
+    if outcome.checkpoint is None:
+        return f"stopped by {outcome.stopped_by} before the first step; start again to begin"
+    # With another value a new start would not find this checkpoint.
+    given = "" if config.checkpoint.resume == "auto" else " with checkpoint.resume=auto"
+    return (
+        f"stopped by {outcome.stopped_by} after step {outcome.num_steps} of "
+        f"{outcome.num_steps_planned}, saved in {outcome.checkpoint}; start again{given} to go on"
+    )
+
+
+def _metrics(evaluation: Evaluation) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {value:.2%}" for name, value in evaluation.metrics.items()
+    )
 
 
 def _call(name: str, *words: str) -> str:

@@ -19,10 +19,13 @@ import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from launch.arguments import add_config_arguments
-from launch.exit_codes import FAILURE, INTERRUPTED, SUCCESS, USER_ERROR
-from launch.summary import closing_words
+from launch.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, USER_ERROR
+from launch.summary import closing_words, stopping_words
+from msam_scale.config import load_config
+from msam_scale.config.sections.faults import FaultsSection
 from msam_scale.errors import NonFiniteError
 from msam_scale.ranks import Ranks, join, leave
+from msam_scale.supervision import StopRequest, Supervision
 from msam_scale.training import PreparedRun, prepare_run, run_training
 
 # What rank 0 needs to say what is wrong, and the launcher to end this rank for it.
@@ -36,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the script's name; by default those of this process.
 
     Returns:
-        The exit code: 0 for success, 2 for what the user can mend, 1 for everything else.
+        The exit code: 0 for success, 75 for a run that was asked to stop and is saved, 2 for what
+        the user can mend, 1 for everything else.
     """
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
     add_config_arguments(parser)
@@ -52,31 +56,59 @@ def train_rank(config: str, *, overrides: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
+    supervision = Supervision(_faults(config, overrides=overrides), code=PREEMPTED)
+    try:
+        supervision.start()
+        return _train_supervised(config, overrides=overrides, supervision=supervision)
+    finally:
+        supervision.close()
+
+
+def _train_supervised(config: str, *, overrides: Sequence[str], supervision: Supervision) -> int:
     ranks = None
     try:
         _share_cores()
-        ranks = join()
+        ranks = join(timeout=supervision.timeout)
+        supervision.join(ranks)
+        supervision.beat("starting")
         prepared = _prepare_on_all(config, overrides=overrides, ranks=ranks)
-        outcome = run_training(prepared, ranks=ranks)
+        supervision.beat("starting")
+        outcome = run_training(prepared, ranks=ranks, supervision=supervision)
+        supervision.finish()
     except UserError as error:
-        return _fail(ranks, str(error), code=USER_ERROR)
+        return _fail(ranks, str(error), code=USER_ERROR, stop=supervision.stop)
     except NonFiniteError as error:
-        return _fail(ranks, str(error), code=FAILURE)
+        return _fail(ranks, str(error), code=FAILURE, stop=supervision.stop)
     except KeyboardInterrupt:
-        return _fail(ranks, "interrupted", code=INTERRUPTED)
-    except Exception:
-        return _fail(ranks, traceback.format_exc(), code=FAILURE)
+        return _fail(ranks, "interrupted", code=INTERRUPTED, stop=supervision.stop)
+    except Exception as error:
+        # Each rank has another view of it, so each says its own at once.
+        if (message := supervision.lost_rank(error)) is not None:
+            return _fail(ranks, message, code=FAILURE, stop=supervision.stop, waits=False)
+        return _fail(ranks, traceback.format_exc(), code=FAILURE, stop=supervision.stop)
     if ranks.is_first:
-        words = closing_words(
-            outcome,
-            config=prepared.config,
-            source=config,
-            overrides=overrides,
-            num_ranks=ranks.size,
-        )
+        if outcome.stopped_by is None:
+            words = closing_words(
+                outcome,
+                config=prepared.config,
+                source=config,
+                overrides=overrides,
+                num_ranks=ranks.size,
+            )
+        else:
+            words = stopping_words(outcome, config=prepared.config)
         print(words, flush=True)
+    supervision.leave()
     leave()
-    return SUCCESS
+    return SUCCESS if outcome.stopped_by is None else PREEMPTED
+
+
+def _faults(config: str, *, overrides: Sequence[str]) -> FaultsSection:
+    """The config's section, which is needed before the ranks join; its mistakes are said later."""
+    try:
+        return load_config(config, overrides=overrides).faults
+    except UserError:
+        return FaultsSection()
 
 
 def _share_cores() -> None:
@@ -115,11 +147,15 @@ def _prepare_on_all(config: str, *, overrides: Sequence[str], ranks: Ranks) -> P
     return prepared
 
 
-def _fail(ranks: Ranks | None, message: str, *, code: int) -> int:
+def _fail(
+    ranks: Ranks | None, message: str, *, code: int, stop: StopRequest, waits: bool = True
+) -> int:
     """Prints on stderr. Most errors are the same on all ranks: rank 0 is to say them."""
     prefix = "msam-scale"
     if ranks is not None and not ranks.is_first:
-        time.sleep(_SECONDS_FOR_RANK_0)
+        if waits:
+            stop.fail(code)
+            time.sleep(_SECONDS_FOR_RANK_0)
         prefix = f"msam-scale, rank {ranks.rank}"
     print(f"{prefix}: {message}", file=sys.stderr, flush=True)
     return code

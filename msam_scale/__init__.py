@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from msam_scale.batch_plan import BatchPlan
     from msam_scale.config import Config, load_config
     from msam_scale.engine import Engine
-    from msam_scale.errors import ConfigError, NonFiniteError, UserError
+    from msam_scale.errors import ConfigError, NonFiniteError, NonFiniteStepError, UserError
     from msam_scale.initialization import initialize
     from msam_scale.materialization import deferred_initialization
     from msam_scale.step_summary import StepResult
@@ -21,6 +21,7 @@ __all__ = [
     "ConfigError",
     "Engine",
     "NonFiniteError",
+    "NonFiniteStepError",
     "StepResult",
     "UserError",
     "deferred_initialization",
@@ -36,6 +37,7 @@ __getattr__ = lazy_exports(
         "ConfigError": "errors",
         "Engine": "engine",
         "NonFiniteError": "errors",
+        "NonFiniteStepError": "errors",
         "StepResult": "step_summary",
         "UserError": "errors",
         "deferred_initialization": "materialization",

@@ -14,7 +14,12 @@ from data_pipelines.errors import UserError
 from msam_scale.ascent import ascent_rule
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.batch_tree import Batch, narrow, num_samples
-from msam_scale.checkpoint import load_checkpoint, save_checkpoint
+from msam_scale.checkpoint import (
+    CheckpointWriter,
+    PendingCheckpoint,
+    load_checkpoint,
+    snapshot_of,
+)
 from msam_scale.config import Config
 from msam_scale.flatness.engine_sharpness import engine_sharpness
 from msam_scale.layers import PassContext
@@ -30,6 +35,7 @@ from msam_scale.ranks import Ranks
 from msam_scale.sharding import Sharding
 from msam_scale.step import Objective, run_step
 from msam_scale.step_summary import StepResult, StepSummary
+from msam_scale.weight_average import WeightAverage
 
 
 class Engine:
@@ -41,6 +47,7 @@ class Engine:
         ranks: this process's place among all.
         num_steps_done: optimizer steps done, skipped ones included.
         skipped_steps: the count of skipped steps.
+        average: of the weights, where `training.ema` asks for it.
         whole_state: type and shape of every parameter and buffer, unsharded, as meta tensors.
     """
 
@@ -86,8 +93,13 @@ class Engine:
             speaks=ranks.is_first,
         )
         self.skipped_steps = SkippedSteps(
-            limit=config.objective.max_skipped_steps, device=ranks.device
+            limit=config.objective.max_skipped_steps,
+            device=ranks.device,
+            policy=config.objective.non_finite,
         )
+        decay = config.training.ema
+        self.average = None if decay is None else WeightAverage(sharding, decay=decay)
+        self._checkpoints = CheckpointWriter(ranks)
         self._events = None
         if config.monitor.deepspeed_tensorboard is not None and ranks.is_first:
             self._events = DeepSpeedEvents(
@@ -141,9 +153,14 @@ class Engine:
             The figures of the step, equal on all ranks; reading one waits for the device.
 
         Raises:
-            UserError: the batch has another number of samples or micro-batches.
+            UserError: the batch has another number of samples or micro-batches, or the model has
+                the averaged weights.
             NonFiniteError: `objective.max_skipped_steps` steps in a row were skipped.
+            NonFiniteStepError: a step was, and `objective.non_finite` is not `skip`. On an
+                accelerator it is noticed one step late; `skipped_steps.settle()` looks at once.
         """
+        if self.average is not None:
+            self.average.check_outside("train_step")
         step, plan = self.num_steps_done, self.plan
         if plan != self._followed:
             self._sharding.follow_plan(plan)
@@ -164,8 +181,10 @@ class Engine:
             clip_norm=self.config.optimizer.clip_norm,
             measure_fidelity=measure_fidelity,
         )
+        if self.average is not None:
+            self.average.update(result.skip)
         self.num_steps_done += 1
-        self.skipped_steps.count(result.skip)
+        self.skipped_steps.count(result.faults, step=step)
         if self._events is not None:
             self._events.write(
                 result, learning_rate=self._learning_rates[0], num_steps_done=self.num_steps_done
@@ -192,23 +211,75 @@ class Engine:
         """
         return self._sharding.full_state_dict()
 
+    def averaged_weights(self) -> AbstractContextManager[None]:
+        """Inside, the model has the averaged weights; afterwards its own again, bit for bit.
+
+        Collective. For evaluation and saving: a step inside is refused.
+
+        Raises:
+            UserError: `training.ema` is not set, or the model has the averaged weights already.
+        """
+        if self.average is None:
+            raise UserError(
+                "training.ema: null keeps no average of the weights; a decay, such as 0.9999, does"
+            )
+        return self.average.in_the_model()
+
+    def full_averaged_state_dict(self) -> dict[str, torch.Tensor]:
+        """What `full_state_dict` gives, of the averaged weights and buffers. Collective.
+
+        Raises:
+            UserError: as `averaged_weights`.
+        """
+        with self.averaged_weights():
+            return self.full_state_dict()
+
     def save_checkpoint(
-        self, directory: str | Path, *, extra: Mapping[str, Any] | None = None
+        self,
+        directory: str | Path,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        keep: int | None = None,
     ) -> Path:
         """Saves model, optimizer and counters between two steps. Collective.
+
+        Every rank writes its part, at any layout for any layout.
 
         Args:
             directory: gets a folder `step-…`, in place of an earlier one of this step, and the
                 file `latest` that names it.
             extra: what else belongs to the run, as JSON; `load_checkpoint` gives it back.
+            keep: how many complete checkpoints stay there; `None`, the default: all.
 
         Returns:
             The checkpoint's folder, complete and on disk.
 
         Raises:
-            UserError: the file system refuses; what was there is still there.
+            NotWrittenError: a file system refuses, on all ranks alike; what was there is still
+                there. It is a UserError.
         """
-        return save_checkpoint(self, self._sharding, directory, extra=extra)
+        return self._checkpoints.write(
+            snapshot_of(self, self._sharding, directory=directory, extra=extra, keep=keep)
+        )
+
+    def begin_checkpoint(
+        self,
+        directory: str | Path,
+        *,
+        extra: Mapping[str, Any] | None = None,
+        keep: int | None = None,
+    ) -> PendingCheckpoint:
+        """As `save_checkpoint`, but goes on when the state is copied to host memory. Collective.
+
+        The copy takes as much memory as this rank's part of a checkpoint, and is kept for the next.
+        One checkpoint is written at a time: a second waits for the first.
+
+        Returns:
+            Tells how it ended: `result()` waits, and raises what `save_checkpoint` would.
+        """
+        return self._checkpoints.begin(
+            snapshot_of(self, self._sharding, directory=directory, extra=extra, keep=keep)
+        )
 
     def load_checkpoint(self, location: str | Path) -> dict[str, Any]:
         """Goes on where a checkpoint was saved, at any world size.
@@ -220,8 +291,10 @@ class Engine:
             The `extra` that was saved.
 
         Raises:
-            UserError: no checkpoint, a damaged one, or one of another model or optimizer.
+            UserError: no checkpoint, a damaged one (DamagedCheckpointError), or one of another
+                model or optimizer.
         """
+        self._checkpoints.wait()
         return load_checkpoint(self, self._sharding, location)
 
     def train(self, mode: bool = True) -> None:

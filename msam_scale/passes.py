@@ -54,8 +54,8 @@ class Passes:
             micro_batch: this rank's slice of S_j.
             divisor: |S_j| where the sum over the perturbation group is to be ∇L_{S_j}, B where the
                 sum over all ranks and micro-batches is to be the mini-batch's gradient.
-            at_weights: the parameters are w: this pass reports the loss and records batch
-                statistics. The pass at w + ε does neither.
+            at_weights: the parameters are w: the loss of this pass is the reported one, and it
+                records batch statistics. The pass at w + ε records none.
         """
         for chunk in micro_batch.chunks():
             batch = self.on_device(chunk.batch)
@@ -70,8 +70,7 @@ class Passes:
                 self._context.in_backward = True
                 weight = len(chunk.positions) / divisor
                 self._sharding.backward(loss * weight, last=chunk.is_last)
-            if at_weights:
-                self._summary.add_loss(loss, num_samples=len(chunk.positions))
+            self._summary.add_loss(loss, num_samples=len(chunk.positions), at_weights=at_weights)
 
     def on_device(self, batch: Batch) -> Batch:
         """The batch on this rank's device, in a type the parameters can meet; itself if it is."""

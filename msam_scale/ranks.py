@@ -5,14 +5,20 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
+from torch.distributed import PrefixStore, Store, rendezvous  # type: ignore[attr-defined]
+from torch.distributed.constants import default_pg_timeout
 
 from data_pipelines.errors import UserError
+from msam_scale.fresh_store import fresh_store
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -23,16 +29,42 @@ class Ranks:
         rank: this process's number, 0 ≤ rank < size.
         size: W.
         device: where this rank computes.
+        own_group: of all ranks, where it is not the default one.
     """
 
     rank: int
     size: int
     device: torch.device
+    own_group: dist.ProcessGroup | None = None
 
     @property
     def world(self) -> dist.ProcessGroup | None:
         """The group of all ranks, None for a single process."""
-        return dist.group.WORLD if self.size > 1 else None
+        if self.size == 1:
+            return None
+        return self.own_group or dist.group.WORLD
+
+    def apart(self, purpose: str) -> Ranks:
+        """The same ranks with a `gloo` group for one purpose, such as a thread of its own.
+
+        Collective, the first time for each purpose.
+        """
+        if self.size == 1:
+            return self
+        key = dist.group.WORLD, purpose
+        if key not in _subgroups:
+            group = dist.new_group(backend="gloo")
+            assert isinstance(group, dist.ProcessGroup), "all ranks are in it"
+            _subgroups[key] = group
+        return replace(self, own_group=_subgroups[key])
+
+    def gathered(self, value: T) -> list[T]:
+        """What every rank has given, by rank, on all ranks. Collective."""
+        values: list[Any] = [value]
+        if self.world is not None:
+            values = [None] * self.size
+            dist.all_gather_object(values, value, group=self.world)
+        return values
 
     @property
     def is_first(self) -> bool:
@@ -99,10 +131,20 @@ class Ranks:
 _subgroups: dict[tuple[object, str], dist.ProcessGroup] = {}
 
 
+# Of the group of all ranks, where `join` has made it: the store that they met at, and its timeout.
+_joined: dict[str, Any] = {}
+
+
+def shared_store() -> Store | None:
+    """The store at which the ranks have met, where `join` has made their group."""
+    store: Store | None = _joined.get("store")
+    return store
+
+
 def _subgroup(ranks: list[list[int]]) -> dist.ProcessGroup:
     key = dist.group.WORLD, str(ranks)
     if key not in _subgroups:
-        group, _ = dist.new_subgroups_by_enumeration(ranks)
+        group, _ = dist.new_subgroups_by_enumeration(ranks, timeout=_joined.get("timeout"))
         assert isinstance(group, dist.ProcessGroup), "this rank is in one of the groups"
         _subgroups[key] = group
     return _subgroups[key]
@@ -113,6 +155,9 @@ def join(*, timeout: timedelta | None = None) -> Ranks:
 
     `deepspeed`, `torchrun` and `msam-scale train` set RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and
     MASTER_PORT. A group that the caller has initialised is used as it is.
+
+    Args:
+        timeout: after which a collective that a rank does not come to fails; by default PyTorch's.
 
     Raises:
         UserError: an environment variable is missing or no number.
@@ -128,7 +173,20 @@ def join(*, timeout: timedelta | None = None) -> Ranks:
                     "`deepspeed`, `torchrun` or `msam-scale train --nproc`"
                 )
         device_id = device if device.type == "cuda" else None
-        dist.init_process_group(_backend(device), timeout=timeout, device_id=device_id)
+        limit: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
+        store, rank, size = next(rendezvous("env://", **limit))
+        if "TORCHELASTIC_USE_AGENT_STORE" in os.environ:
+            limit_of_store = timeout or default_pg_timeout
+            store = fresh_store(store, rank=rank, size=size, timeout=limit_of_store)
+        dist.init_process_group(
+            _backend(device),
+            store=PrefixStore("msam_scale/group", store),
+            rank=rank,
+            world_size=size,
+            device_id=device_id,
+            **limit,
+        )
+        _joined.update(store=store, timeout=timeout)
     return Ranks(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 
 
@@ -139,6 +197,7 @@ def leave() -> None:
     one that still runs when the interpreter ends aborts the process.
     """
     _subgroups.clear()
+    _joined.clear()
     if dist.is_initialized():
         dist.destroy_process_group()
         gc.collect()  # an engine and its loss function may refer to each other

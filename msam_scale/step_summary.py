@@ -9,12 +9,13 @@ import torch.distributed as dist
 
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.layers.running_statistics import RunningStatistics
+from msam_scale.non_finite import fault_bits
 
-_LOSS, _ASCENT_NORM, _NUM_NON_FINITE, _FIDELITY, _NUM_SCALARS = range(5)
+_LOSS, _PERTURBED_LOSS, _ASCENT_NORM, _NUM_NON_FINITE, _FIDELITY, _NUM_SCALARS = range(6)
 
 
 class StepSummary:
-    """One float64 vector: loss, ascent norm, non-finite ascents, fidelity, batch statistics.
+    """One float64 vector: losses, ascent norm, non-finite ascents, fidelity, batch statistics.
 
     It travels in a single all-reduce beside the gradients, however many of these there are.
     """
@@ -37,16 +38,18 @@ class StepSummary:
         """Clears the sums; `plan` says how often a figure will be counted."""
         self._plan = plan
         self._values.zero_()
-        self._has_fidelity = False
+        self._has_fidelity = self._ascends = False
 
-    def add_loss(self, loss: torch.Tensor, *, num_samples: int) -> None:
-        """Counts the mean loss of so many samples at w."""
-        self._values[_LOSS] += loss.detach().double() * (num_samples / self._plan.batch_size)
+    def add_loss(self, loss: torch.Tensor, *, num_samples: int, at_weights: bool) -> None:
+        """Counts the mean loss of so many samples, at w or at w + ε⁽ʲ⁾."""
+        place = _LOSS if at_weights else _PERTURBED_LOSS
+        self._values[place] += loss.detach().double() * (num_samples / self._plan.batch_size)
 
     def add_ascent_norm(self, norm: torch.Tensor) -> None:
         """Counts ‖g_j‖₂, which every rank of the perturbation group reports."""
         self._values[_ASCENT_NORM] += norm / self._num_reports
         self._values[_NUM_NON_FINITE] += ~norm.isfinite()
+        self._ascends = True
 
     def add_fidelity(self, fidelity: torch.Tensor) -> None:
         """Counts what is left of ε⁽ʲ⁾, which every rank of the perturbation group reports."""
@@ -71,11 +74,18 @@ class StepSummary:
         Returns:
             The step's figures, apart from the sums that the next step overwrites.
         """
-        skip = (self._values[_NUM_NON_FINITE] > 0) | ~gradient_norm.isfinite()
-        self._statistics.update(~skip)
         scalars = self._values[:_NUM_SCALARS].clone()
+        is_finite = scalars.isfinite()
+        is_bad = [~is_finite[_LOSS], ~gradient_norm.isfinite()]
+        if self._ascends:
+            is_bad.insert(1, scalars[_NUM_NON_FINITE] > 0)
+            is_bad.insert(2, ~is_finite[_PERTURBED_LOSS])
+        faults = fault_bits(is_bad, ascends=self._ascends)
+        skip = faults > 0
+        self._statistics.update(~skip)
         return StepResult(
             skip=skip,
+            faults=faults,
             _loss=scalars[_LOSS],
             _gradient_norm=gradient_norm,
             _ascent_norm=scalars[_ASCENT_NORM],
@@ -88,11 +98,13 @@ class StepResult:
     """Figures of one optimizer step, equal on all ranks; reading a property waits for the device.
 
     Attributes:
-        skip: whether an ascent gradient or the reduced gradient was not finite, a bool scalar on
-            the device.
+        skip: whether a loss or a gradient, of either pass, was not finite: a bool scalar on the
+            device.
+        faults: which of them, an int64 scalar on the device that `non_finite.fault_words` reads.
     """
 
     skip: torch.Tensor
+    faults: torch.Tensor
     _loss: torch.Tensor
     _gradient_norm: torch.Tensor
     _ascent_norm: torch.Tensor
@@ -124,5 +136,5 @@ class StepResult:
 
     @property
     def skipped(self) -> bool:
-        """Whether the update was left out because a gradient was not finite."""
+        """Whether the update was left out because a loss or a gradient was not finite."""
         return bool(self.skip)

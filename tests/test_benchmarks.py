@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.usefixtures("fixed_ports")
 _ROOT = Path(__file__).parents[1]
 
 
@@ -18,7 +17,7 @@ def _step(*words: str) -> subprocess.CompletedProcess[str]:
     script = str(_ROOT / "tests" / "benchmarks" / "vit_large_sharded.py")
     model = ["--model", "vit_base_patch16_224", "--image-size", "32"]
     return subprocess.run(
-        [torchrun, "--nproc-per-node", "2", script, *model, *words],
+        [torchrun, "--standalone", "--nproc-per-node", "2", script, *model, *words],
         cwd=_ROOT,
         capture_output=True,
         text=True,
@@ -40,3 +39,15 @@ def test_what_does_not_fit_is_refused() -> None:
     refused = _step("--limit-gib", "0.3", "--strategy", "replicated")
     assert refused.returncode != 0
     assert "can't allocate memory" in refused.stderr
+
+
+def test_asynchronous_saving(capsys: pytest.CaptureFixture[str]) -> None:
+    sys.path.insert(0, str(_ROOT / "tests" / "benchmarks"))
+    try:
+        from asynchronous_saving import main
+    finally:
+        sys.path.pop(0)
+    main(["--rounds", "1", "--width", "32"])
+    told = capsys.readouterr().out
+    assert "4 steps apart from saves" in told
+    assert "training is held up for" in told

@@ -12,7 +12,7 @@ from engine_runs import ADAMW, SGD, Run, engine_for, own_part, settings
 from rank_pool import OnRanks
 
 from msam_scale.engine import Engine
-from msam_scale.optimization.skipping import NonFiniteError
+from msam_scale.errors import NonFiniteError, NonFiniteStepError
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": SGD,
@@ -161,3 +161,61 @@ def test_the_counts_survive_a_checkpoint() -> None:
     assert resumed.skipped_steps.state() == [2, 2]
     with pytest.raises(NonFiniteError):
         resumed.train_step(_batch(resumed, 2, bad=True))
+
+
+def _infinite(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient * float("inf")
+
+
+def _fault_of_a_step(what: str, bad_pass: int, *, algorithm: str = "msam") -> str:
+    """What the error of `abort` says of a step with one bad thing; the weights stay as they are."""
+    calls: list[int] = []
+
+    def loss_fn(model: Any, batch: Any) -> torch.Tensor:
+        calls.append(len(calls))
+        loss = cross_entropy(model, batch)
+        is_bad = engine.ranks.rank == engine.ranks.size - 1 and calls[-1] == bad_pass
+        if is_bad and what == "loss":
+            loss = loss + float("nan")  # whose gradient is finite
+        elif is_bad:
+            loss.register_hook(_infinite)
+        return loss
+
+    micro_batches = 4 if algorithm == "msam" else None
+    config = settings(algorithm=algorithm, micro_batches=micro_batches, chunk=None)
+    config["objective"]["non_finite"] = "abort"
+    engine = engine_for(Run(config), loss_fn=loss_fn)
+    before = _everything(engine)
+    with pytest.raises(NonFiniteStepError) as caught:
+        engine.train_step(own_part(engine, mini_batch(0)))
+    assert _same(before, _everything(engine))
+    assert caught.value.step == 0
+    assert str(caught.value).startswith(f"step 1: {caught.value.fault} (objective.non_finite: abor")
+    assert "optimizer.lr" in str(caught.value)
+    return caught.value.fault
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("bad_pass", [0, 1], ids=["ascent", "descent"])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_what_was_not_finite_is_named_on_all_ranks(
+    what: str, bad_pass: int, size: int, on_ranks: OnRanks
+) -> None:
+    name = ("ascent", "descent")[bad_pass]
+    said = on_ranks(size, _fault_of_a_step, what, bad_pass)
+    assert said == [f"the {what} of the {name} pass was not finite"] * size
+
+
+def test_the_pass_of_vanilla_training_is_the_descent() -> None:
+    said = _fault_of_a_step("loss", 0, algorithm="vanilla")
+    assert said == "the loss of the descent pass was not finite"
+
+
+def test_a_bad_loss_alone_is_skipped_by_default() -> None:
+    def loss_fn(model: Any, batch: Any) -> torch.Tensor:
+        return cross_entropy(model, batch) + float("inf")
+
+    engine = engine_for(Run(settings(micro_batches=4, max_skipped_steps=2)), loss_fn=loss_fn)
+    assert engine.train_step(mini_batch(0)).skipped
+    with pytest.raises(NonFiniteError, match="step 2: the loss of the ascent pass was not finite"):
+        engine.train_step(mini_batch(1))

@@ -10,6 +10,7 @@ import torch
 from engine_models import build_model, mini_batch
 from engine_runs import ADAMW, Run, engine_for, outcome_of, own_part, relative_difference, settings
 from rank_pool import OnRanks
+from saved_state import Held, optimizer_state_of
 
 
 @pytest.mark.parametrize("precision", ["float64", "float32", "bfloat16", "float16"])
@@ -37,10 +38,7 @@ def _rates_and_state(config: dict[str, Any]) -> tuple[list[float], dict[str, tor
     batches = [own_part(engine, mini_batch(step, dtype=torch.float64)) for step in range(4)]
     for batch in batches[:3]:
         engine.train_step(batch)
-    whole = [engine._sharding.full_optimizer_state()]
-    if engine.ranks.world is not None:
-        torch.distributed.broadcast_object_list(whole, src=0)
-    other._sharding.load(engine.full_state_dict(), whole[0])
+    other._sharding.load(Held(engine.full_state_dict()), optimizer_state_of(engine))
     other.num_steps_done = 3
     for one in (engine, other):
         one.train_step(batches[3])

@@ -10,6 +10,7 @@ from engine_models import build_model, mini_batch
 from engine_runs import ADAMW, Run, engine_for, outcome_of, own_part, relative_difference, settings
 from layouts import LAYOUTS
 from rank_pool import OnRanks
+from saved_state import Held, optimizer_state_of
 
 from msam_scale.config import ConfigError, load_config
 from msam_scale.phases import Phases
@@ -41,12 +42,12 @@ def _one_after_the_other(precision: str) -> dict[str, torch.Tensor]:
         )
         engine = engine_for(Run(config, model=_MODEL))
         if weights is not None and state is not None:
-            engine._sharding.load(weights, state)
+            engine._sharding.load(Held(weights), state)
         engine.num_steps_done = 2 * number
         for step in range(2 * number, 2 * number + 2):
             batch = own_part(engine, mini_batch(step, dtype=engine._precision.parameters))
             engine.train_step(batch)
-        weights, state = engine.full_state_dict(), engine._sharding.full_optimizer_state()
+        weights, state = engine.full_state_dict(), optimizer_state_of(engine)
     assert weights is not None
     return weights
 

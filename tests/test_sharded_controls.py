@@ -22,6 +22,7 @@ from faults import replaced
 from layouts import LAYOUTS
 from rank_pool import OnRanks, RankFailedError
 from references import reference_for
+from saved_state import Held
 
 import msam_scale.initialization as initialization
 from msam_scale.sharding import fsdp
@@ -139,7 +140,7 @@ def _broken_outcome(fault: str, run: Run, *, returns: bool) -> Outcome:
         engine.train_step(own_part(engine, mini_batch(7, dtype=dtype)))
         with torch.no_grad():
             engine.predict(mini_batch(9, dtype=dtype)[0])
-        engine._sharding.load(start, {})  # all the way back
+        engine._sharding.load(Held(start), Held({}))  # all the way back
         engine.num_steps_done = 0
         for step in range(run.steps):
             engine.train_step(own_part(engine, mini_batch(step, dtype=dtype)))

@@ -8,7 +8,17 @@ from __future__ import annotations
 import argparse
 from typing import Protocol
 
-from launch.commands import config, data, export, landscape, report, reproduce, sharpness, train
+from launch.commands import (
+    checkpoint,
+    config,
+    data,
+    export,
+    landscape,
+    report,
+    reproduce,
+    sharpness,
+    train,
+)
 
 
 class Command(Protocol):
@@ -31,6 +41,7 @@ COMMANDS: tuple[Command, ...] = (
     sharpness,
     landscape,
     reproduce,
+    checkpoint,
     export,
     config,
 )

@@ -22,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'timm.create_model("local-dir:DIR", pretrained=True); transformers: a folder for '
         "from_pretrained",
     )
+    parser.add_argument(
+        "--averaged", action="store_true", help="the averaged weights of a run with training.ema"
+    )
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to write; a new one")
 
 
@@ -30,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from data_pipelines.durable_files import new_directory
     from msam_scale.export import EXPORT_FORMATS, load_trained_model
 
-    trained = load_trained_model(Path(arguments.folder))
+    trained = load_trained_model(Path(arguments.folder), averaged=arguments.averaged)
     with new_directory(Path(arguments.out)) as partial:
         EXPORT_FORMATS[arguments.format](trained, partial)
     print(f"{arguments.out}: {trained.config.model.name} after {trained.step} steps")

@@ -1,21 +1,49 @@
-"""Checkpoints: safetensors and JSON in a folder that appears whole or not at all."""
+"""Checkpoints: sharded safetensors and JSON in a folder that appears whole or not at all."""
 
-from msam_scale.checkpoint.folder import latest_checkpoint, prune_checkpoints, step_folder
+from msam_scale.checkpoint.commit import verify_together
+from msam_scale.checkpoint.errors import DamagedCheckpointError, NotWrittenError
+from msam_scale.checkpoint.folder import (
+    clear_leftovers,
+    latest_checkpoint,
+    mark_latest,
+    set_aside,
+    step_folder,
+    step_folders,
+    step_of,
+)
+from msam_scale.checkpoint.manifest import Manifest
+from msam_scale.checkpoint.progress import Progress
+from msam_scale.checkpoint.shards import Shards
 from msam_scale.checkpoint.state import (
+    faults_of,
     find_checkpoint,
     load_checkpoint,
     load_weights,
-    read_progress,
-    save_checkpoint,
+    read_weights,
+    snapshot_of,
 )
+from msam_scale.checkpoint.writer import CheckpointWriter, PendingCheckpoint
 
 __all__ = [
+    "CheckpointWriter",
+    "DamagedCheckpointError",
+    "Manifest",
+    "NotWrittenError",
+    "PendingCheckpoint",
+    "Progress",
+    "Shards",
+    "clear_leftovers",
+    "faults_of",
     "find_checkpoint",
     "latest_checkpoint",
     "load_checkpoint",
     "load_weights",
-    "prune_checkpoints",
-    "read_progress",
-    "save_checkpoint",
+    "mark_latest",
+    "read_weights",
+    "set_aside",
+    "snapshot_of",
     "step_folder",
+    "step_folders",
+    "step_of",
+    "verify_together",
 ]

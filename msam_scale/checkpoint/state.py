@@ -1,29 +1,34 @@
-"""What a checkpoint holds, and how it goes to disk and back."""
+"""What a checkpoint holds, taken from an engine and given back to one."""
 
 from __future__ import annotations
 
-import json
-import platform
+import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from data_pipelines.durable_files import new_directory
 from data_pipelines.errors import UserError
-from msam_scale.checkpoint.folder import latest_checkpoint, mark_latest, step_folder
+from msam_scale.checkpoint.commit import verify_together
+from msam_scale.checkpoint.errors import DamagedCheckpointError
+from msam_scale.checkpoint.folder import MANIFEST, latest_checkpoint
+from msam_scale.checkpoint.manifest import Manifest
+from msam_scale.checkpoint.progress import Progress, versions
+from msam_scale.checkpoint.shard_files import SUFFIX
+from msam_scale.checkpoint.shards import Shards, TensorsUnder
+from msam_scale.checkpoint.snapshot import Snapshot
 from msam_scale.config import Config
 from msam_scale.optimization import SkippedSteps
 from msam_scale.ranks import Ranks
 from msam_scale.sharding import Sharding
+from msam_scale.sharding.pieces import MODEL, OPTIMIZER, Piece
+from msam_scale.weight_average import WeightAverage
 
-_MODEL, _OPTIMIZER, _PROGRESS = "model.safetensors", "optimizer.safetensors", "progress.json"
-_FORMAT = {"format": "msam_scale checkpoint", "version": 1}
-_PARTS = {"step", "skipped_steps", "optimizer", "counters", "config", "extra"}
+AVERAGE = "average/"
+_logger = logging.getLogger("msam_scale")
 
 
 class Checkpointable(Protocol):
@@ -33,61 +38,47 @@ class Checkpointable(Protocol):
     ranks: Ranks
     num_steps_done: int
     skipped_steps: SkippedSteps
+    average: WeightAverage | None
     whole_state: Mapping[str, torch.Tensor]
 
 
-def save_checkpoint(
+def snapshot_of(
     engine: Checkpointable,
     sharding: Sharding,
-    directory: str | Path,
     *,
+    directory: str | Path,
     extra: Mapping[str, Any] | None = None,
-) -> Path:
-    """Saves after the last step done, at any layout for any layout. Collective.
+    keep: int | None = None,
+) -> Snapshot:
+    """The state after the last step done, in live memory. Collective.
 
     Args:
         engine: between two steps.
-        sharding: the engine's; hands out whole tensors on rank 0.
-        directory: gets a folder `step-…`, in place of an earlier one of this step, and the file
-            `latest`.
+        sharding: the engine's.
+        directory: where checkpoints are.
         extra: what else belongs to the run (JSON), given back by `load_checkpoint`.
-
-    Returns:
-        The checkpoint's folder, complete and on disk.
-
-    Raises:
-        UserError: the file system refuses, on all ranks alike; what was there is still there.
+        keep: how many complete checkpoints stay; None, the default: all.
     """
-    directory = Path(directory)
-    folder = step_folder(directory, engine.num_steps_done)
-    weights = sharding.full_state_dict(first_rank_only=True)
-    optimizer_state = sharding.full_optimizer_state()
-    progress = {
-        **_FORMAT,
-        "step": engine.num_steps_done,
-        "skipped_steps": engine.skipped_steps.state(),
-        "optimizer": optimizer_name(sharding),
-        "counters": sharding.counters(),
-        "config": engine.config.to_dict(),
-        "extra": dict(extra or {}),
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-    }
-
-    def write() -> None:
-        with new_directory(folder, replaces=True) as partial:
-            save_file(_unshared(weights), partial / _MODEL)
-            save_file(optimizer_state, partial / _OPTIMIZER)
-            (partial / _PROGRESS).write_text(json.dumps(progress, indent=2), "utf-8")
-        mark_latest(directory, folder)
-
-    engine.ranks.on_first(write)
-    return folder
+    progress = Progress(
+        step=engine.num_steps_done,
+        skipped_steps=engine.skipped_steps.state(),
+        optimizer=optimizer_name(sharding),
+        counters=sharding.counters(),
+        config=engine.config.to_dict(),
+        extra=dict(extra or {}),
+        versions=versions(),
+    )
+    progress.to_bytes()  # what is no JSON is found here, on every rank
+    pieces = [*sharding.model_pieces(), *sharding.optimizer_pieces()]
+    if engine.average is not None:
+        pieces += _averaged_pieces(engine.average, sharding)
+    return Snapshot(Path(directory), progress, pieces, keep=keep)
 
 
 def load_checkpoint(
     engine: Checkpointable, sharding: Sharding, location: str | Path
 ) -> dict[str, Any]:
-    """Puts engine, optimizer and counters where they were when the checkpoint was saved.
+    """Puts engine, optimizer and counters where they were when it was saved. Collective.
 
     Args:
         engine: of the same model and optimizer, at any layout.
@@ -98,41 +89,78 @@ def load_checkpoint(
         The `extra` that was saved.
 
     Raises:
-        UserError: there is no checkpoint, it is damaged, or it is of another model or optimizer.
+        DamagedCheckpointError: a file of it is not as it was written; nothing has changed.
+        UserError: there is no checkpoint, or it is of another model or optimizer.
     """
     folder = find_checkpoint(location)
-    progress = read_progress(folder)
-    if progress["optimizer"] != optimizer_name(sharding):
+    manifest = verify_together(folder, engine.ranks)
+    progress = Progress.read(folder)
+    if progress.optimizer != optimizer_name(sharding):
         raise UserError(
-            f"{folder}: was saved with {progress['optimizer']}, but the engine has "
+            f"{folder}: was saved with {progress.optimizer}, but the engine has "
             f"{optimizer_name(sharding)}; the optimizer of before works"
         )
-    weights, optimizer_state = _Tensors(folder / _MODEL), _Tensors(folder / _OPTIMIZER)
+    shards = Shards(folder, manifest)
+    weights, averaged = shards.under(MODEL), shards.under(AVERAGE)
     _check_names(weights, expected=engine.whole_state)
+    if engine.average is not None:
+        engine.average.check_outside("load_checkpoint")
+        if not averaged:
+            raise UserError(
+                f"{folder}: holds no average of the weights; training.ema: null, as when it was "
+                "saved, works"
+            )
+        _check_names(averaged, expected=engine.whole_state)
+        sharding.load(averaged, shards.under(OPTIMIZER))
+        engine.average.copy_from_weights()
+    elif averaged:
+        _logger.warning("%s: its averaged weights are left out: training.ema is null", folder)
     try:
-        sharding.load(weights, optimizer_state)
+        sharding.load(weights, shards.under(OPTIMIZER))
     except UserError as error:
-        raise UserError(f"{folder / _OPTIMIZER}: {error}") from error
-    sharding.load_counters(progress["counters"])
-    engine.num_steps_done = progress["step"]
-    engine.skipped_steps.load(progress["skipped_steps"])
-    return dict(progress["extra"])
+        raise UserError(f"{folder}: {error}") from error
+    sharding.load_counters(progress.counters)
+    engine.num_steps_done = progress.step
+    engine.skipped_steps.load(progress.skipped_steps)
+    return dict(progress.extra)
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
+def read_weights(folder: Path, *, averaged: bool = False) -> TensorsUnder:
+    """The weights of a checkpoint, in this process alone, each read when it is asked for.
+
+    Args:
+        folder: the checkpoint's.
+        averaged: their average is wanted, which `training.ema` keeps.
+
+    Raises:
+        DamagedCheckpointError: a file with tensors is not as it was written.
+        UserError: there is no average.
+    """
+    manifest = Manifest.read(folder)
+    manifest.check_sizes(folder)
+    for name in manifest.files:
+        if name.endswith(SUFFIX):
+            manifest.verify_file(folder, name)
+    weights = Shards(folder, manifest).under(AVERAGE if averaged else MODEL)
+    if not weights:
+        raise UserError(f"{folder}: holds no averaged weights; a run with training.ema keeps them")
+    return weights
+
+
+def load_weights(folder: Path, model: nn.Module, *, averaged: bool = False) -> None:
     """Gives a whole model the weights of a checkpoint, in this process alone.
+
+    Args:
+        folder: the checkpoint's.
+        model: in one process.
+        averaged: their average is wanted, which `training.ema` keeps.
 
     Raises:
         UserError: they cannot be read, or are of another model.
     """
-    path = folder / _MODEL
-    try:
-        model.load_state_dict(load_file(path))
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    except RuntimeError as error:
-        first = str(error).splitlines()[-1].strip()
-        raise UserError(f"{path}: does not fit the run's model: {first}") from error
+    weights = read_weights(folder, averaged=averaged)
+    _check_names(weights, expected=model.state_dict(), types=False)
+    model.load_state_dict(dict(_all_of(weights)))
 
 
 def optimizer_name(sharding: Sharding) -> str:
@@ -143,7 +171,7 @@ def optimizer_name(sharding: Sharding) -> str:
 def find_checkpoint(location: str | Path) -> Path:
     """The checkpoint at `location`, or the one that its `latest` names."""
     location = Path(location)
-    folder = location if (location / _PROGRESS).is_file() else None
+    folder = location if (location / MANIFEST).is_file() else None
     if folder is None and location.is_dir():
         folder = latest_checkpoint(location)
     if folder is None:
@@ -153,74 +181,61 @@ def find_checkpoint(location: str | Path) -> Path:
     return folder
 
 
-def read_progress(folder: Path) -> dict[str, Any]:
-    """Everything but the tensors: step, counters, config, extra.
-
-    Raises:
-        UserError: the file is missing, damaged or of another version.
-    """
-    path = folder / _PROGRESS
-    try:
-        progress = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as a checkpoint: {error}") from error
-    if not isinstance(progress, dict) or not _FORMAT.items() <= progress.items():
-        raise UserError(f"{path}: not a checkpoint of version {_FORMAT['version']}")
-    if missing := _PARTS - progress.keys():
-        raise UserError(f"{path}: damaged: it lacks {', '.join(sorted(missing))}")
-    return progress
+def _averaged_pieces(average: WeightAverage, sharding: Sharding) -> list[Piece]:
+    """The model as it is with the average, copied while it has it. Collective."""
+    with average.in_the_model():
+        return [
+            replace(
+                piece,
+                name=AVERAGE + piece.name.removeprefix(MODEL),
+                values=piece.values.to("cpu", copy=True),
+            )
+            for piece in sharding.model_pieces()
+        ]
 
 
-class _Tensors(Mapping[str, torch.Tensor]):
-    """The tensors of a safetensors file, each read when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._file = safe_open(path, framework="pt")
-            self._names = dict.fromkeys(self._file.keys())
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{path}: cannot be read: {error}") from error
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._names
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def kind(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Type and shape of a tensor, without reading it."""
-        part = self._file.get_slice(name)
-        shape = tuple(part.get_shape())
-        return (part[:0].dtype if shape else self[name].dtype), shape
+def _all_of(weights: TensorsUnder) -> Iterator[tuple[str, torch.Tensor]]:
+    return ((name, weights[name]) for name in weights)
 
 
-def _check_names(weights: _Tensors, *, expected: Mapping[str, torch.Tensor]) -> None:
+def _check_names(
+    weights: TensorsUnder, *, expected: Mapping[str, torch.Tensor], types: bool = True
+) -> None:
     missing, unknown = (
         sorted(expected.keys() - weights.keys()),
         sorted(weights.keys() - expected.keys()),
     )
     if missing or unknown:
         raise UserError(
-            f"{weights.path}: of another model: misses {missing[:3] or 'nothing'} and has "
+            f"{weights.folder}: of another model: misses {missing[:3] or 'nothing'} and has "
             f"{unknown[:3]} besides ({len(missing)} and {len(unknown)} in all)"
         )
     for name, tensor in expected.items():
-        dtype, shape = weights.kind(name)
-        if shape != tuple(tensor.shape) or dtype != tensor.dtype:
+        dtype, shape = weights.dtype(name), weights.shape(name)
+        if shape != tensor.shape or (types and dtype != tensor.dtype):
             raise UserError(
-                f"{weights.path}: {name} is {dtype} {shape}, but the model's is {tensor.dtype} "
-                f"{tuple(tensor.shape)}"
+                f"{weights.folder}: {name} is {dtype} {tuple(shape)}, but the model's is "
+                f"{tensor.dtype} {tuple(tensor.shape)}"
             )
 
 
-def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    # safetensors refuses tensors that share memory and those that are not contiguous.
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+def faults_of(folder: Path) -> Iterator[str]:
+    """Everything that is wrong with a checkpoint, a line each, file by file."""
+    try:
+        manifest = Manifest.read(folder)
+    except DamagedCheckpointError as error:
+        yield str(error)
+        return
+    num_faults = 0
+    for name in sorted(manifest.files):
+        try:
+            manifest.verify_file(folder, name)
+        except DamagedCheckpointError as error:
+            num_faults += 1
+            yield str(error)
+    if not num_faults:  # what was written may still be no checkpoint
+        try:
+            Progress.read(folder).resolved_config(folder)
+            Shards(folder, manifest)
+        except DamagedCheckpointError as error:
+            yield str(error)

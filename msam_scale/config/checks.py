@@ -16,7 +16,6 @@ from msam_scale.config.deepspeed.schedules import (
 )
 from msam_scale.config.describe import listed, shown
 from msam_scale.config.keys import default_of
-from msam_scale.config.not_yet import NOT_YET_CHECKS
 from msam_scale.config.objective_checks import OBJECTIVE_CHECKS
 from msam_scale.config.plan_checks import SHARDED_PARAMETERS, plan_checks
 from msam_scale.config.problems import ConfigError, Problem
@@ -43,7 +42,7 @@ def find_problems(
         for_training: whether the settings that only training needs have to be there.
         unsettled: settings that are not known; checks that read one of them are left out.
     """
-    checks = [*_ALWAYS, *OBJECTIVE_CHECKS, *WEIGHT_CHECKS, *WITHOUT_EFFECT, *NOT_YET_CHECKS]
+    checks = [*_ALWAYS, *OBJECTIVE_CHECKS, *WEIGHT_CHECKS, *WITHOUT_EFFECT]
     checks += plan_checks(world_size=world_size)
     checks.append(agreement_check(world_size=world_size))
     if for_training:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from msam_scale.config.describe import allowed, listed, property_of, shown
+from msam_scale.config.describe import allowed, property_of, shown
 from msam_scale.config.keys import STAND_INS, all_keys, default_of
-from msam_scale.config.not_yet import NOT_YET
 
 
 def markdown_table() -> str:
@@ -20,9 +19,5 @@ def _row(key: str) -> str:
     section, _, name = key.rpartition(".")
     default = "required" if key in STAND_INS else f"`{shown(default_of(key))}`"
     meaning = " ".join(schema["description"].split())
-    for limit in NOT_YET:
-        if limit.key == key:
-            values = listed([f"`{shown(value)}`" for value in limit.available], last="and")
-            meaning += f" So far only {values}."
     cells = [f"`{section}`" if section else "", f"`{name}`", allowed(schema), default, meaning]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

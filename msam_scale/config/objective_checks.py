@@ -1,4 +1,4 @@
-"""The rules between the settings of the objective: algorithm, micro-batches and phases."""
+"""The rules between the settings of the objective: algorithm, phases, numbers that go wrong."""
 
 from __future__ import annotations
 
@@ -100,4 +100,25 @@ def _each_micro_batch_has_a_radius(
             "objective.rho",
             f"{shown(rho)} has {len(rho)} radii for objective.micro_batches: {micro_batches}; "
             f"a number, or a list of {micro_batches}, works",
+        )
+
+
+@check(OBJECTIVE_CHECKS, non_finite="objective.non_finite", precision="precision")
+def _float16_has_to_overflow_now_and_then(*, non_finite: str, precision: str) -> Iterator[Problem]:
+    if non_finite != "skip" and precision == "float16":
+        yield Problem(
+            "objective.non_finite",
+            f"{non_finite} does not work with precision: float16, whose loss scale is found by "
+            "steps that overflow and are left out; skip works, or precision: bfloat16",
+            related=("precision",),
+        )
+
+
+@check(OBJECTIVE_CHECKS, non_finite="objective.non_finite", every="checkpoint.every")
+def _a_rollback_has_somewhere_to_go(*, non_finite: str, every: int | None) -> Iterator[Problem]:
+    if non_finite == "rollback" and every is None:
+        yield Problem(
+            "checkpoint.every",
+            "is missing, and objective.non_finite: rollback needs it: it goes back to the last "
+            "checkpoint; a number of optimizer steps works",
         )

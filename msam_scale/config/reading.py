@@ -14,7 +14,7 @@ import yaml
 from msam_scale.config.describe import kind_of
 from msam_scale.config.problems import ConfigError, Problem
 from msam_scale.config.schema import Config
-from msam_scale.config.yaml_text import read_yaml
+from msam_scale.config.yaml_text import MOST_CHARACTERS, read_yaml
 
 _SUFFIXES = (".yaml", ".yml", ".json")
 
@@ -61,14 +61,20 @@ def read_document(source: str | Path | Mapping[str, Any] | Config) -> Document:
 def _read_text(path: Path) -> str:
     if path.suffix.lower() not in _SUFFIXES:
         raise _refusal(path, f"is not named like a config; {', '.join(_SUFFIXES)} files work")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise _refusal(path, "is no file but a pipe or a device; the path of a config file works")
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(MOST_CHARACTERS + 1)
     except OSError as error:
         reason = error.strerror or str(error)
         raise _refusal(path, f"cannot be read: {reason}; the path of a config file works") from None
     except UnicodeDecodeError as error:
         reason = f"byte {error.start} is not UTF-8 text; save the file as UTF-8"
         raise _refusal(path, reason) from None
+    if len(text) > MOST_CHARACTERS:
+        raise _refusal(path, f"has more than {MOST_CHARACTERS} characters, which no config needs")
+    return text
 
 
 def _parse(path: Path, *, text: str) -> Any:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from msam_scale.config.sections.base import Section
 from msam_scale.config.sections.experiment import DataSection, ModelSection, RunSection
+from msam_scale.config.sections.faults import FaultsSection
 from msam_scale.config.sections.method import BatchSection, ObjectiveSection
 from msam_scale.config.sections.optimization import (
     OptimizerSection,
@@ -62,6 +63,9 @@ class Config(Section):
 
     monitor: MonitorSection = Field(default_factory=MonitorSection)
     """What is reported during training, and how often."""
+
+    faults: FaultsSection = Field(default_factory=FaultsSection)
+    """What is done when a run hangs, or is asked to stop."""
 
     def to_dict(self) -> dict[str, Any]:
         """Every setting, defaults filled in, as plain dicts, lists, numbers and text."""

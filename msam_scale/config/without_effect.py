@@ -34,9 +34,16 @@ class _WithoutEffect:
 WITHOUT_EFFECT = [
     rule.as_check()
     for rule in (
+        _WithoutEffect("objective.max_skipped_steps", beside="objective.non_finite", value="abort"),
+        _WithoutEffect(
+            "objective.max_skipped_steps", beside="objective.non_finite", value="rollback"
+        ),
+        _WithoutEffect("objective.max_rollbacks", beside="objective.non_finite", value="skip"),
+        _WithoutEffect("objective.max_rollbacks", beside="objective.non_finite", value="abort"),
         _WithoutEffect("training.eval_every", beside="data.val", value=None),
         _WithoutEffect("training.metrics", beside="data.val", value=None),
         _WithoutEffect("monitor.sharpness_samples", beside="monitor.sharpness_every", value=None),
+        _WithoutEffect("checkpoint.async", beside="checkpoint.every", value=None),
         _WithoutEffect("data.cache_limit", beside="data.cache_dir", value=None),
         _WithoutEffect("data.max_bad_samples", beside="data.on_error", value="raise"),
         _WithoutEffect("sharding.shard_group", beside="sharding.strategy", value="replicated"),

@@ -28,10 +28,30 @@ _CORE_SCHEMA = [
 ]
 
 
+# A thousand times what our longest config has. PyYAML takes seconds for so many.
+MOST_CHARACTERS = 1 << 18
+# Sixty-four bits have less, however they are written; printing more can fail or take minutes.
+_MOST_DIGITS = 100
+
+_MOST_LEVELS = 50
+
+
 class _Loader(yaml.SafeLoader):
     """Safe loader with the scalars of YAML 1.2 that refuses a key given twice."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        # Python's own limit is found late and slowly here.
+        if self._depth == _MOST_LEVELS:
+            raise RecursionError
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -48,6 +68,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
         text = self.construct_scalar(node)
+        if len(text) > _MOST_DIGITS:
+            raise ValueError(f"a whole number of {len(text)} digits")
         return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 
@@ -76,10 +98,50 @@ def read_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: it is not YAML, has a tag that is not plain data, or gives a key twice.
-        ValueError: a scalar has a tag it does not fit, such as `!!int text`.
+        ValueError: a scalar has a tag it does not fit, such as `!!int text`; or it is longer than
+            any config, as written or with what its aliases stand for.
         RecursionError: it is nested too deeply.
     """
-    return yaml.load(text, Loader=_Loader)  # a SafeLoader: plain data only
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"it has more than {MOST_CHARACTERS} characters, which no config needs")
+    loader = _Loader(text)  # a SafeLoader: plain data only
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, sizes={}) > MOST_CHARACTERS:
+            raise ValueError(
+                f"its aliases (*name) stand for more than {MOST_CHARACTERS} characters, which no "
+                "config needs"
+            )
+        return loader.construct_document(node)
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        # What PyYAML's own constructors raise for `!!bool text` and the like.
+        raise ValueError(f"a value does not fit its tag: {error}") from error
+    finally:
+        loader.dispose()
+
+
+def _size(node: yaml.Node, *, sizes: dict[int, int]) -> int:
+    """Characters and values of a node, written out without aliases.
+
+    A few aliases of aliases stand for billions of values ("billion laughs"), which share memory
+    here and no longer do where they are merged, checked or written.
+
+    Args:
+        node: may contain itself, which is refused elsewhere.
+        sizes: of the nodes that were met, by their ids.
+    """
+    if id(node) in sizes:
+        return sizes[id(node)]
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value)
+    sizes[id(node)] = 0
+    parts = node.value
+    if isinstance(node, yaml.MappingNode):
+        parts = [part for pair in node.value for part in pair]
+    sizes[id(node)] = 1 + sum(_size(part, sizes=sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def write_yaml(data: dict[str, Any]) -> str:

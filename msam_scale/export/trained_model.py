@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from data_pipelines.errors import UserError
-from msam_scale.checkpoint import find_checkpoint, load_weights, read_progress
-from msam_scale.config import Config, ConfigError
+from msam_scale.checkpoint import Progress, find_checkpoint, load_weights
+from msam_scale.config import Config
 from msam_scale.models import ModelRequest, build_model
 from msam_scale.precision import PRECISIONS
 
@@ -32,38 +31,31 @@ class TrainedModel:
     checkpoint: Path
 
 
-def load_trained_model(location: Path) -> TrainedModel:
+def load_trained_model(location: Path, *, averaged: bool = False) -> TrainedModel:
     """Builds the model of a run or checkpoint and gives it the trained weights.
 
     Args:
         location: folder of a run, whose newest checkpoint counts, or of a checkpoint.
+        averaged: the average of the weights is wanted, which `training.ema` keeps.
 
     Raises:
         UserError: there is no checkpoint, it is damaged, or it does not say what model it is of.
     """
     inside = location / "checkpoints"
     checkpoint = find_checkpoint(inside if inside.is_dir() else location)
-    progress = read_progress(checkpoint)
-    config = _config_of(checkpoint, progress)
-    task = progress["extra"].get("task")
+    progress = Progress.read(checkpoint)
+    config = progress.resolved_config(checkpoint)
+    task = progress.extra.get("task")
     if task is None or config.model.name is None:
         raise UserError(
             f"{checkpoint}: does not say what model it is of; a checkpoint that `msam-scale train` "
             "has saved works"
         )
-    settings = progress["extra"].get("model_settings")
+    settings = progress.extra.get("model_settings")
     request = ModelRequest(
         str(config.model.name), arguments=config.model.args, settings=settings, **task
     )
     model = build_model(config.model.source, request, seed=config.run.seed)
     model.to(PRECISIONS[config.precision].parameters)
-    load_weights(checkpoint, model)
-    return TrainedModel(model.eval(), config, step=progress["step"], checkpoint=checkpoint)
-
-
-def _config_of(checkpoint: Path, progress: dict[str, Any]) -> Config:
-    try:
-        return Config.model_validate(progress["config"])
-    except (ValueError, ConfigError) as error:
-        first = str(error).splitlines()[0]
-        raise UserError(f"{checkpoint}: its config is damaged: {first}") from error
+    load_weights(checkpoint, model, averaged=averaged)
+    return TrainedModel(model.eval(), config, step=progress.step, checkpoint=checkpoint)

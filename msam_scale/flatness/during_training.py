@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from msam_scale.batch_tree import Batch
 from msam_scale.engine import Engine
 from msam_scale.flatness.lanczos import NotFiniteError
 from msam_scale.flatness.training_samples import TrainingSamples
@@ -12,7 +15,9 @@ if TYPE_CHECKING:
     from msam_scale.training.data import RunData
 
 
-def training_sharpness(engine: Engine, data: RunData) -> tuple[float, float]:
+def training_sharpness(
+    engine: Engine, data: RunData, *, before_each_pass: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """λ_max of the training loss's Hessian at the present weights. Collective.
 
     It is over `monitor.sharpness_samples` training samples, the same ones each time and those of
@@ -22,6 +27,8 @@ def training_sharpness(engine: Engine, data: RunData) -> tuple[float, float]:
     Args:
         engine: between two steps.
         data: the run's.
+        before_each_pass: called before each pass over the samples, equally often on all ranks; what
+            it raises ends the measurement, with the weights as they were.
 
     Returns:
         λ_max and the larger of its relative residual and its products' error, equal on all ranks;
@@ -40,7 +47,19 @@ def training_sharpness(engine: Engine, data: RunData) -> tuple[float, float]:
         num_ranks=ranks.size,
     )
     try:
-        found = engine.sharpness(samples)
+        found = engine.sharpness(_Passes(samples, before_each_pass))
     except NotFiniteError:
         return float("nan"), float("nan")
     return found.lambda_max, max(found.residuals[0], found.product_error)
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Samples that are gone through again and again."""
+
+    samples: TrainingSamples
+    before_each: Callable[[], None]
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.before_each()
+        return iter(self.samples)

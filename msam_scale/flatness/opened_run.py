@@ -12,7 +12,7 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale.batch_tree import Batch, narrow, num_samples
-from msam_scale.checkpoint import find_checkpoint, load_weights, read_progress
+from msam_scale.checkpoint import Progress, find_checkpoint, load_weights
 from msam_scale.config import Config
 from msam_scale.flatness.hessian_vector import ExactCurvature
 from msam_scale.flatness.training_samples import TrainingSamples
@@ -66,8 +66,7 @@ class OpenedRun:
     @property
     def step(self) -> int:
         """Optimizer steps of the checkpoint."""
-        step: int = read_progress(self.checkpoint)["step"]
-        return step
+        return Progress.read(self.checkpoint).step
 
     def samples(self, *, num_samples: int | None, batch_size: int) -> TrainingSamples:
         """Training samples, `batch_size` at a time.

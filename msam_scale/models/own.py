@@ -7,13 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale.models.cifar_resnet import cifar_resnet50
 from msam_scale.models.request import ModelRequest
-from msam_scale.models.weights import explained_misfit, load_weights, num_outputs, weight_shapes
+from msam_scale.models.weights import (
+    explained_misfit,
+    load_weights,
+    num_outputs,
+    saved_weights,
+    weight_shapes,
+)
 from msam_scale.models.wide_resnet import WideResNet
 
 
@@ -76,5 +81,5 @@ def build_own_model(request: ModelRequest) -> nn.Module:
     if (path := request.weights) is not None:
         num_classes = num_outputs(weight_shapes(path), heads=[family.head])
         with explained_misfit(path, name=request.name):
-            load_weights(model, load_file(path), heads=[family.head], num_classes=num_classes)
+            load_weights(model, saved_weights(path), heads=[family.head], num_classes=num_classes)
     return model

@@ -11,10 +11,22 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale.models.request import ModelRequest
-from msam_scale.models.weights import explained_misfit, load_weights, num_outputs, weight_shapes
+from msam_scale.models.weights import (
+    explained_misfit,
+    load_weights,
+    num_outputs,
+    saved_weights,
+    weight_shapes,
+)
 
 # What create_model takes and the config has a key of its own for.
 _KEYS = {"pretrained": "model.pretrained", "checkpoint_path": "model.weights"}
+# What would make timm read weights from elsewhere, of which it unpickles some, or write elsewhere.
+_REFUSED = {
+    "pretrained_cfg": "model.weights takes a .safetensors file",
+    "pretrained_cfg_overlay": "model.weights takes a .safetensors file",
+    "cache_dir": "the environment variable HF_HOME does that",
+}
 
 
 def check_timm_name(name: str) -> None:
@@ -45,6 +57,8 @@ def build_timm_model(request: ModelRequest) -> nn.Module:
         raise UserError(
             f"model.args: {argument} has a key of its own: set {_KEYS[argument]} instead"
         )
+    for argument in _REFUSED.keys() & request.arguments.keys():
+        raise UserError(f"model.args: {argument} is not passed on: {_REFUSED[argument]}")
     arguments = request.keywords(channels="in_chans")
     model = timm.create_model(request.name, **arguments)
     if request.pretrained:
@@ -85,7 +99,7 @@ def _start_from_file(model: nn.Module, path: Path, *, name: str, arguments: dict
     # The model that the file is of, so that timm checks every name and shape: with another number
     # of classes it would only log what is missing.
     overlay = {
-        "file": str(path),
+        "state_dict": saved_weights(path),
         "custom_load": False,
         "num_classes": num_classes,
         "label_offset": None,

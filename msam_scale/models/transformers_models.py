@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import nn
 
 from data_pipelines.errors import UserError
 from msam_scale.models.keyed_attention import KEYED_ATTENTION, register_keyed_attention
 from msam_scale.models.request import ModelRequest
-from msam_scale.models.weights import explained_misfit, load_weights, num_outputs, weight_shapes
+from msam_scale.models.weights import (
+    explained_misfit,
+    load_weights,
+    num_outputs,
+    saved_weights,
+    weight_shapes,
+)
 
 _logger = logging.getLogger("msam_scale")
 
@@ -79,6 +84,8 @@ def build_transformers_model(request: ModelRequest) -> nn.Module:
         else:
             kept = dict(request.settings)
             settings, unused = AutoConfig.for_model(kept.pop("model_type"), **kept), {}
+    for implementation in (attention, getattr(settings, f"_{_ATTENTION}", None)):
+        _check_no_kernel(implementation)
     unknown = sorted(key for key in arguments if key in unused)
     if unknown:
         raise UserError(
@@ -107,8 +114,17 @@ def build_transformers_model(request: ModelRequest) -> nn.Module:
         heads = [name for name in _HEADS if hasattr(model, name)]
         num_classes = num_outputs(weight_shapes(path), heads=list(_outputs(model, heads)))
         with explained_misfit(path, name=request.name):
-            load_weights(model, load_file(path), heads=heads, num_classes=num_classes)
+            load_weights(model, saved_weights(path), heads=heads, num_classes=num_classes)
     return model
+
+
+def _check_no_kernel(attention: Any) -> None:
+    """Refuses OWNER/NAME, in a config or a folder's config.json: compiled code from the hub."""
+    if "/" in str(attention):
+        raise UserError(
+            f"model.args: {_ATTENTION}: {attention!r} is a kernel of the hub, and code from "
+            "elsewhere is not run; leave it out, or name one of transformers' own, such as sdpa"
+        )
 
 
 def _outputs(model: nn.Module, heads: list[str]) -> Iterator[str]:

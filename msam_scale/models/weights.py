@@ -1,4 +1,4 @@
-"""Weights to start from, out of a safetensors file: no code comes with them, unlike in a pickle."""
+"""Weights to start from, out of safetensors files: no code comes with them, unlike in a pickle."""
 
 from __future__ import annotations
 
@@ -8,30 +8,54 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import nn
 
 from data_pipelines.errors import UserError
+from msam_scale.checkpoint import find_checkpoint, read_weights
 
 _SUFFIX = ".safetensors"
 
 
+_WORKS = "a .safetensors file works, and the folder of a checkpoint"
+
+
 def weight_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of a file's tensors, without reading the tensors.
+    """The names and shapes of a file's or checkpoint's tensors, without reading the tensors.
 
     Raises:
-        UserError: it is no safetensors file, or not there.
+        UserError: it is neither, or not there.
     """
-    works = "a .safetensors file works, such as model.safetensors of a checkpoint"
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "is not there"
-        raise UserError(f"model.weights: {path} {what}; {works}")
-    if path.suffix != _SUFFIX:
-        raise UserError(f"model.weights: {path} does not end with {_SUFFIX}; {works}")
-    try:
+    with _explained_reading(path):
+        if path.is_dir():
+            saved = read_weights(find_checkpoint(path))
+            return {name: tuple(saved.shape(name)) for name in saved}
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"model.weights: {path} cannot be read: {error}; {works}") from error
+
+
+def saved_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file or a checkpoint.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    with _explained_reading(path):
+        return dict(read_weights(find_checkpoint(path))) if path.is_dir() else load_file(path)
+
+
+@contextmanager
+def _explained_reading(path: Path) -> Iterator[None]:
+    if not path.exists():
+        raise UserError(f"model.weights: {path} is not there; {_WORKS}")
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"model.weights: {path} is a pipe or a device; {_WORKS}")
+    if path.is_file() and path.suffix != _SUFFIX:
+        raise UserError(f"model.weights: {path} does not end with {_SUFFIX}; {_WORKS}")
+    try:
+        yield
+    except (OSError, SafetensorError, UserError) as error:
+        raise UserError(f"model.weights: {path} cannot be read: {error}; {_WORKS}") from error
 
 
 def num_outputs(shapes: Mapping[str, Sequence[int]], *, heads: Sequence[str]) -> int:
@@ -41,7 +65,8 @@ def num_outputs(shapes: Mapping[str, Sequence[int]], *, heads: Sequence[str]) ->
         shapes: of the file's tensors.
         heads: names of the model's last layers.
     """
-    return next((shapes[f"{head}.weight"][0] for head in heads if f"{head}.weight" in shapes), 0)
+    found = (shapes.get(f"{head}.weight", ()) for head in heads)
+    return next((shape[0] for shape in found if shape), 0)
 
 
 @contextmanager
@@ -51,7 +76,14 @@ def explained_misfit(path: Path, *, name: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (RuntimeError, ValueError, KeyError, AssertionError, AttributeError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AssertionError,
+        AttributeError,
+    ) as error:
         # torch lists every tensor; the first ones tell which model the file is of.
         lines = str(error).splitlines()
         reason = " ".join(line.strip() for line in lines[:3])

@@ -37,13 +37,14 @@ def draw_curves(runs: Sequence[Path], *, out: Path) -> None:
     lines = {run: read_metric_lines(run / "metrics.jsonl") for run in runs}
     for axes, (split, name, title) in zip(figure.subplots(1, len(_PANELS)), _PANELS, strict=True):
         for run, values in lines.items():
-            points = [
-                (line["epoch"], line[name])
+            # Steps that were done again after a rollback have another line, which counts.
+            points = {
+                line["epoch"]: line[name]
                 for line in values
                 if line["split"] == split and line.get(name) is not None
-            ]
+            }
             if points:
-                axes.plot(*zip(*points, strict=True), label=run.name)
+                axes.plot(*zip(*sorted(points.items()), strict=True), label=run.name)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,23 @@ from data_pipelines.errors import UserError
 
 
 class MetricLines:
-    """Appends lines; a resumed run first drops the lines of steps that it will do again."""
+    """Appends lines; a resumed run first drops the lines of steps that it will do again.
 
-    def __init__(self, path: Path, *, first_step: int) -> None:
+    What a full disk refuses is kept, and written when there is room again.
+
+    Args:
+        path: of the file.
+        first_step: steps done before.
+        warn: prints a warning.
+    """
+
+    def __init__(self, path: Path, *, first_step: int, warn: Callable[[str], None]) -> None:
+        self._path, self._warn = path, warn
+        self._unwritten = b""
         if path.exists():
             kept = [line for line in read_metric_lines(path) if line["step"] <= first_step]
             replace_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
 
     def write(self, values: Mapping[str, float | int | str]) -> None:
         """Writes one line; figures that are not finite become null, which JSON has."""
@@ -27,8 +37,15 @@ class MetricLines:
             name: None if isinstance(value, float) and not isfinite(value) else value
             for name, value in values.items()
         }
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._unwritten += json.dumps(line).encode() + b"\n"
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            self._warn(
+                f"warning: {self._path}: {error}; training goes on, and what is missing is written "
+                "when there is room"
+            )
 
     def close(self) -> None:
         """Closes the file."""

@@ -28,6 +28,12 @@ METRICS: dict[str, Metric] = {
     "matthews_correlation": Metric(
         "matthews_correlation/{split}", "Matthews correlation coefficient, -1 … 1"
     ),
+    "ema_loss": Metric("ema_loss/{split}", "`loss` of the averaged weights (`training.ema`)"),
+    "ema_accuracy": Metric("ema_accuracy/{split}", "`accuracy` of the averaged weights"),
+    "ema_f1": Metric("ema_f1/{split}", "`f1` of the averaged weights"),
+    "ema_matthews_correlation": Metric(
+        "ema_matthews_correlation/{split}", "`matthews_correlation` of the averaged weights"
+    ),
     "samples": Metric("samples/{split}", "samples evaluated"),
     "sharpness": Metric(
         "sharpness/{split}", "λ_max, the largest eigenvalue of the training loss's Hessian"
@@ -42,7 +48,12 @@ METRICS: dict[str, Metric] = {
         "norm/perturbation_fidelity",
         "part of the perturbation that the computing number format keeps; 1: all of it",
     ),
-    "skipped_steps": Metric("steps/skipped", "steps left out so far: a gradient was not finite"),
+    "skipped_steps": Metric(
+        "steps/skipped", "steps left out so far: a loss or gradient was not finite"
+    ),
+    "rollbacks": Metric("steps/rollbacks", "times so far that the run went back to a checkpoint"),
+    "data_offset": Metric("steps/data_offset", "mini-batches of the data passed over so far"),
+    "loss_spikes": Metric("loss/spikes", "reported losses so far that were spikes"),
     "samples_per_second": Metric("speed/samples_per_second", "samples trained, over all ranks"),
     "step_milliseconds": Metric("speed/step_milliseconds", "mean wall time of an optimizer step"),
     "mfu": Metric(

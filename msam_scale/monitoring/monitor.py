@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from msam_scale.config import Config
+from msam_scale.monitoring.board import Board
 from msam_scale.monitoring.metric_lines import MetricLines
 from msam_scale.monitoring.metrics import METRICS
 from msam_scale.monitoring.progress import Progress
@@ -29,12 +28,14 @@ class Monitor:
     ) -> None:
         section = config.monitor
         self._speaks = speaks
+        self._board_folder = folder / "tensorboard"
         self._lines = self._board = None
         if speaks and section.jsonl:
-            self._lines = MetricLines(folder / "metrics.jsonl", first_step=first_step)
+            self._lines = MetricLines(
+                folder / "metrics.jsonl", first_step=first_step, warn=self.warn
+            )
         if speaks and section.tensorboard:
-            # Hides what an earlier start wrote of steps that are done again.
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+            self._board = self._new_board(first_step)
         self._progress = Progress(
             first_step=first_step, num_steps=num_steps, shown=speaks and section.progress
         )
@@ -42,6 +43,19 @@ class Monitor:
     def advance(self) -> None:
         """One optimizer step is done."""
         self._progress.advance()
+
+    def rewind(self, step: int) -> None:
+        """The run goes on after so many steps: TensorBoard forgets the later ones.
+
+        metrics.jsonl keeps its lines, so that what happened can be read there.
+        """
+        if self._board is not None:
+            self._board.close()
+            self._board = self._new_board(step)
+        self._progress.rewind(step)
+
+    def _new_board(self, step: int) -> Board:
+        return Board(self._board_folder, first_step=step, warn=self.warn)
 
     def report(self, *, step: int, epoch: float, split: str, **figures: float | int) -> None:
         """Reports figures named in `METRICS` after so many steps."""
@@ -52,13 +66,18 @@ class Monitor:
         if self._lines is not None:
             self._lines.write(values)
         if self._board is not None:
-            for name, value in figures.items():
-                self._board.add_scalar(METRICS[name].tag.format(split=split), value, step)
+            scalars = {METRICS[name].tag.format(split=split): x for name, x in figures.items()}
+            self._board.write(scalars, step=step)
         self._progress.show(values)
 
     def say(self, text: str) -> None:
         """Prints a line beside the progress."""
         self._progress.say(text)
+
+    def warn(self, text: str) -> None:
+        """Prints a line on the first rank, also where no progress is shown."""
+        if self._speaks:
+            self._progress.say(text, always=True)
 
     def close(self) -> None:
         """Flushes and closes everything."""

@@ -7,7 +7,17 @@ from collections.abc import Mapping
 
 from tqdm import tqdm
 
-_SHOWN = ("loss", "accuracy", "sharpness", "lr", "samples_per_second", "skipped_steps")
+_SHOWN = (
+    "loss",
+    "accuracy",
+    "ema_loss",
+    "ema_accuracy",
+    "sharpness",
+    "lr",
+    "samples_per_second",
+    "skipped_steps",
+    "rollbacks",
+)
 
 
 class Progress:
@@ -33,6 +43,12 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
 
+    def rewind(self, step: int) -> None:
+        """The run goes on after so many steps."""
+        if self._bar is not None:
+            self._bar.n = step
+            self._bar.refresh()
+
     def show(self, values: Mapping[str, float | int | str]) -> None:
         """Shows a metric line."""
         figures = "  ".join(
@@ -51,9 +67,9 @@ class Progress:
                 f"{values['split']}  {figures}"
             )
 
-    def say(self, text: str) -> None:
-        """Prints a line without disturbing the bar."""
-        if not self._shown:
+    def say(self, text: str, *, always: bool = False) -> None:
+        """Prints a line without disturbing the bar; `always`: also where nothing is shown."""
+        if not (self._shown or always):
             return
         if self._bar is not None:
             self._bar.write(text, file=sys.stderr)

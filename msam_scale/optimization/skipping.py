@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from msam_scale.errors import NonFiniteError
+from msam_scale.errors import NonFiniteError, NonFiniteStepError
+from msam_scale.non_finite import fault_words
+
+_IN_ALL, _IN_A_ROW, _FAULTS, _NUM_COUNTS = range(4)
+_WHAT_HELPS = (
+    "a lower optimizer.lr, a longer schedule.warmup or optimizer.clip_norm may help, or the data "
+    "may hold bad values"
+)
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
@@ -29,56 +36,90 @@ def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
 
 
 class SkippedSteps:
-    """Counts skipped steps, in all and in a row, on the device.
+    """Counts skipped steps, in all and in a row, on the device, and says when it is too many.
 
     The host looks at the counts one step late on an accelerator, when they have long been
     computed, so that looking does not drain the queue of work.
+
+    Args:
+        limit: how many in a row are too many, where they are skipped.
+        device: where the steps are computed.
+        policy: `objective.non_finite`; with another than `skip` one is too many.
     """
 
-    def __init__(self, *, limit: int, device: torch.device) -> None:
+    def __init__(self, *, limit: int, device: torch.device, policy: str = "skip") -> None:
         self._limit = limit
-        self._counts = torch.zeros(2, dtype=torch.int64, device=device)  # in all, in a row
+        self._policy = policy
+        self._counts = torch.zeros(_NUM_COUNTS, dtype=torch.int64, device=device)
         self._late = device.type != "cpu"
-        self._copy = torch.zeros(2, dtype=torch.int64, pin_memory=self._late)
+        self._copy = torch.zeros(_NUM_COUNTS, dtype=torch.int64, pin_memory=self._late)
+        self._step = 0  # that the copy is of
         self._copied = torch.Event(device.type) if self._late else None
 
-    def count(self, skip: torch.Tensor) -> None:
+    def count(self, faults: torch.Tensor, *, step: int) -> None:
         """Counts one step.
+
+        Args:
+            faults: `StepResult.faults`; 0 for a step that was not skipped.
+            step: its number, from 0 on.
 
         Raises:
             NonFiniteError: `limit` steps in a row were skipped.
+            NonFiniteStepError: one was skipped, and the policy allows none.
         """
-        if self._copied is not None:
-            self._copied.synchronize()
-            self._check()
-        self._counts[0] += skip
-        self._counts[1] = (self._counts[1] + 1) * skip
+        if self._late:
+            self.settle()
+        skip = faults > 0
+        self._counts[_IN_ALL] += skip
+        self._counts[_IN_A_ROW] = (self._counts[_IN_A_ROW] + 1) * skip
+        self._counts[_FAULTS] = faults
         self._copy.copy_(self._counts, non_blocking=True)
+        self._step = step
         if self._copied is not None:
             self._copied.record()
         else:
             self._check()
 
+    def settle(self) -> None:
+        """Looks at the last step that was counted; on an accelerator waits for its end.
+
+        To be called before what must not be done after a bad step, such as a checkpoint.
+
+        Raises:
+            NonFiniteError: as `count`.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+            self._check()
+
     def _check(self) -> None:
-        in_a_row = int(self._copy[1])
-        if in_a_row >= self._limit:
+        _, in_a_row, faults = self._copy.tolist()
+        if faults and self._policy != "skip":
+            fault = fault_words(faults)
+            raise NonFiniteStepError(
+                f"step {self._step + 1}: {fault} (objective.non_finite: {self._policy}); "
+                f"{_WHAT_HELPS}, and objective.non_finite: skip leaves such a step out",
+                step=self._step,
+                fault=fault,
+            )
+        if faults and in_a_row >= self._limit:
             raise NonFiniteError(
-                f"{in_a_row} steps in a row had gradients that are not finite "
-                f"(objective.max_skipped_steps: {self._limit}); the weights are as they were "
-                "before the first of them; a lower optimizer.lr, a longer schedule.warmup or "
-                "optimizer.clip_norm may help, or the data may hold bad values"
+                f"{in_a_row} steps in a row had a loss or gradients that are not finite "
+                f"(objective.max_skipped_steps: {self._limit}), the last of them step "
+                f"{self._step + 1}: {fault_words(faults)}; the weights are as they were before the "
+                f"first of them; {_WHAT_HELPS}"
             )
 
     @property
     def total(self) -> int:
         """Skipped steps so far; waits for the device."""
-        return int(self._counts[0])
+        return int(self._counts[_IN_ALL])
 
     def state(self) -> list[int]:
         """Skipped steps in all and in a row, for a checkpoint."""
-        return [int(count) for count in self._counts.cpu()]
+        return [int(count) for count in self._counts[:_FAULTS].cpu()]
 
     def load(self, state: list[int]) -> None:
         """Takes the counts of a checkpoint."""
-        self._counts.copy_(torch.tensor(state, dtype=torch.int64))
+        self._counts.copy_(torch.tensor([*state, 0], dtype=torch.int64))
         self._copy.copy_(self._counts)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from data_pipelines import open_split
 from data_pipelines.index import SampleIndex
-from msam_scale.checkpoint import read_progress
+from msam_scale.checkpoint import Progress
 from msam_scale.config import load_config
 from msam_scale.monitoring.metric_lines import read_metric_lines
 from msam_scale.reproduction.cells import Cell
@@ -49,7 +49,7 @@ def look_at(cell: Cell) -> RunState:
     folder = RunFolder.find(config, fingerprint=index.fingerprint)
     if folder.resume_from is None:
         return RunState(num_steps, num_steps_saved=0, is_finished=False)
-    saved = int(read_progress(folder.resume_from)["step"])
+    saved = Progress.read(folder.resume_from).step
     last_split = "train" if config.data.val is None else "val"
     reported = {line["step"] for line in _lines(cell) if line["split"] == last_split}
     return RunState(

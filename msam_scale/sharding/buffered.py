@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -19,7 +19,15 @@ from msam_scale.sharding.gradient_reduction import BUCKET_BYTES, GradientReducti
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.loss_scale import LossScale
 from msam_scale.sharding.norms import square_sum
-from msam_scale.sharding.state import full_optimizer_state, full_state_dict, load_state
+from msam_scale.sharding.pieces import Piece
+from msam_scale.sharding.saved import SavedTensors
+from msam_scale.sharding.state import (
+    full_state_dict,
+    load_state,
+    model_state,
+    optimizer_state,
+    pieces_of,
+)
 
 
 class BufferedSharding(ABC):
@@ -195,14 +203,16 @@ class BufferedSharding(ABC):
         keeps = self._ranks.is_first or not first_rank_only
         return full_state_dict(self.model, keeps=keeps)
 
-    def full_optimizer_state(self) -> dict[str, torch.Tensor]:
-        """Whole optimizer state by parameter name, on rank 0."""
-        return full_optimizer_state(self.optimizer, self.model, keeps=self._ranks.is_first)
+    def model_pieces(self) -> list[Piece]:
+        """This rank's part of parameters and buffers."""
+        return self._saved(model_state(self.model))
 
-    def load(
-        self, weights: Mapping[str, torch.Tensor], optimizer_state: Mapping[str, torch.Tensor]
-    ) -> None:
-        """Takes this rank's parts of whole tensors."""
+    def optimizer_pieces(self) -> list[Piece]:
+        """This rank's part of the optimizer's state."""
+        return self._saved(optimizer_state(self.optimizer, self.model))
+
+    def load(self, weights: SavedTensors, optimizer_state: SavedTensors) -> None:
+        """Takes this rank's parts of saved tensors."""
         load_state(self.optimizer, self.model, weights, optimizer_state)
 
     def counters(self) -> dict[str, float]:
@@ -213,6 +223,9 @@ class BufferedSharding(ABC):
         """Takes the loss scale of a checkpoint; one without leaves it as it is."""
         if self._loss_scale is not None:
             self._loss_scale.load(counters)
+
+    def _saved(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> list[Piece]:
+        return pieces_of(tensors, ranks=self._ranks, shard_group_size=self._shard_group_size)
 
     def _summed_over_shards(self, total: torch.Tensor) -> torch.Tensor:
         total = total.to(self._ranks.device)  # offloaded shards are summed on the host

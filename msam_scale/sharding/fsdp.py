@@ -7,7 +7,7 @@ a private buffer, where those of ascent and descent would be mixed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -30,7 +30,9 @@ from msam_scale.sharding.buffered import BufferedSharding
 from msam_scale.sharding.gradient_reduction import BUCKET_BYTES
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.norms import square_sum
+from msam_scale.sharding.pieces import Piece
 from msam_scale.sharding.placement import check_offload, place
+from msam_scale.sharding.saved import SavedTensors
 
 _MATRIX_PRODUCTS = (
     nn.Linear,
@@ -124,15 +126,18 @@ class FullySharding(BufferedSharding):
             total = total + square_sum(flat[self._whole_from :])
         return self._summed_over_shards(total)
 
-    def full_optimizer_state(self) -> dict[str, torch.Tensor]:
-        """Whole optimizer state by parameter name, on rank 0."""
+    def model_pieces(self) -> list[Piece]:
+        """This rank's shards, and its part of what is whole."""
         self._reshard()
-        return super().full_optimizer_state()
+        return super().model_pieces()
 
-    def load(
-        self, weights: Mapping[str, torch.Tensor], optimizer_state: Mapping[str, torch.Tensor]
-    ) -> None:
-        """Takes this rank's shards of whole tensors."""
+    def optimizer_pieces(self) -> list[Piece]:
+        """The same of the optimizer's state."""
+        self._reshard()
+        return super().optimizer_pieces()
+
+    def load(self, weights: SavedTensors, optimizer_state: SavedTensors) -> None:
+        """Takes this rank's shards of saved tensors."""
         self._reshard()
         super().load(weights, optimizer_state)
 

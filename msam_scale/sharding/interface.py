@@ -15,6 +15,8 @@ from msam_scale.config import Config
 from msam_scale.precision import Precision
 from msam_scale.ranks import Ranks
 from msam_scale.sharding.flat_buffer import FlatBuffer
+from msam_scale.sharding.pieces import Piece
+from msam_scale.sharding.saved import SavedTensors
 
 
 @dataclass(frozen=True)
@@ -155,17 +157,22 @@ class Sharding(Protocol):
         """
         ...
 
-    def full_optimizer_state(self) -> dict[str, torch.Tensor]:
-        """Whole optimizer state as CPU tensors named `PARAMETER//STATE`, on rank 0. Collective.
+    def model_pieces(self) -> list[Piece]:
+        """This rank's part of what all ranks save of the model: `model/NAME`. Collective.
 
-        Other ranks get an empty dict; plain numbers become tensors without dimensions.
+        All ranks together have each element of parameters, in full precision, and buffers once.
         """
         ...
 
-    def load(
-        self, weights: Mapping[str, torch.Tensor], optimizer_state: Mapping[str, torch.Tensor]
-    ) -> None:
-        """Takes what `full_state_dict` and `full_optimizer_state` gave, at any layout. Collective.
+    def optimizer_pieces(self) -> list[Piece]:
+        """The same of the optimizer's state: `optimizer/PARAMETER//STATE`. Collective.
+
+        Plain numbers are tensors without dimensions.
+        """
+        ...
+
+    def load(self, weights: SavedTensors, optimizer_state: SavedTensors) -> None:
+        """Takes what the pieces of all ranks make up, saved at any layout. Collective.
 
         Settings of the optimizer, such as the learning rate, stay as they are.
 

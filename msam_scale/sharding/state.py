@@ -1,14 +1,24 @@
-"""Whole tensors out of a model and its optimizer, and back into whatever part a rank holds."""
+"""The state of a model and its optimizer, out of whatever part a rank holds and back into it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from data_pipelines.errors import UserError
+from msam_scale.ranks import Ranks
+from msam_scale.sharding.pieces import (
+    MODEL,
+    OPTIMIZER,
+    Piece,
+    local_piece,
+    local_range,
+    saved_by,
+)
+from msam_scale.sharding.saved import SavedTensors
 
 # Between a parameter's name and the name of its state: dots occur in both.
 STATE_SEPARATOR = "//"
@@ -28,46 +38,68 @@ def full_state_dict(model: nn.Module, *, keeps: bool) -> dict[str, torch.Tensor]
         UserError: the model has extra state that is no tensor.
     """
     whole: dict[str, torch.Tensor] = {}
+    for name, value in model_state(model):
+        tensor = _whole(value)
+        if keeps:
+            whole[name.removeprefix(MODEL)] = tensor.to("cpu", copy=True)
+    return whole
+
+
+def model_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers as they lie, under the names of a checkpoint.
+
+    Raises:
+        UserError: the model has extra state that is no tensor.
+    """
     for name, value in model.state_dict().items():
         if not isinstance(value, torch.Tensor):
             raise UserError(
                 f"{name}: the model's extra state is a {type(value).__name__}; "
                 "only tensors can be saved"
             )
-        tensor = _whole(value)
-        if keeps:
-            whole[name] = tensor.to("cpu", copy=True)
-    return whole
+        yield f"{MODEL}{name}", value
 
 
-def full_optimizer_state(
-    optimizer: torch.optim.Optimizer, model: nn.Module, *, keeps: bool
-) -> dict[str, torch.Tensor]:
-    """The state as CPU tensors named `PARAMETER//STATE`; numbers become 0-dimensional tensors."""
-    whole: dict[str, torch.Tensor] = {}
+def optimizer_state(
+    optimizer: torch.optim.Optimizer, model: nn.Module
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The optimizer's state as it lies; numbers become tensors without dimensions."""
     for name, parameter in _trained(optimizer, model):
         for key, value in optimizer.state.get(parameter, {}).items():
-            if value is None:
-                continue
-            tensor = _whole(torch.as_tensor(value))
-            if keeps:
-                whole[f"{name}{STATE_SEPARATOR}{key}"] = tensor.to("cpu", copy=True).contiguous()
-    return whole
+            if value is not None:
+                yield state_name(name, key), torch.as_tensor(value)
+
+
+def state_name(parameter: str, key: str) -> str:
+    """The name of a parameter's state in a checkpoint."""
+    return f"{OPTIMIZER}{parameter}{STATE_SEPARATOR}{key}"
+
+
+def pieces_of(
+    tensors: Iterable[tuple[str, torch.Tensor]], *, ranks: Ranks, shard_group_size: int
+) -> list[Piece]:
+    """What this rank saves of tensors that are whole on all ranks, or DTensors. Collective."""
+    whole: list[Piece] = []
+    sharded: list[Piece] = []
+    for name, tensor in tensors:
+        piece, is_whole = local_piece(name, tensor)
+        (whole if is_whole else sharded).append(piece)
+    return saved_by(ranks, whole=whole, sharded=sharded, shard_group_size=shard_group_size)
 
 
 def load_state(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
-    weights: Mapping[str, torch.Tensor],
-    optimizer_state: Mapping[str, torch.Tensor],
+    weights: SavedTensors,
+    optimizer_state: SavedTensors,
 ) -> None:
-    """Copies whole tensors into the model and the optimizer, whatever part of them is here.
+    """Copies saved tensors into the model and the optimizer, whatever part of them is here.
 
     Args:
         optimizer: settings such as the learning rate stay as they are.
         model: its parameters and buffers are written in place.
         weights: every name of the model's state dict.
-        optimizer_state: what `full_optimizer_state` gave.
+        optimizer_state: tensors named `PARAMETER//STATE`.
 
     Raises:
         UserError: the optimizer's state belongs to other parameters.
@@ -76,7 +108,7 @@ def load_state(
     keys = state_keys(optimizer_state, names=[name for name, _ in named])
     with torch.no_grad():
         for name, own in model.state_dict().items():
-            own.copy_(_part(weights[name], like=own))
+            own.copy_(_part(weights, name, like=own))
     position = {
         parameter: index
         for index, parameter in enumerate(
@@ -86,7 +118,7 @@ def load_state(
     content = optimizer.state_dict()
     content["state"] = {
         position[parameter]: {
-            key: _part(optimizer_state[f"{name}{STATE_SEPARATOR}{key}"], like=parameter)
+            key: _part(optimizer_state, f"{name}{STATE_SEPARATOR}{key}", like=parameter)
             for key in keys[name]
         }
         for name, parameter in named
@@ -131,15 +163,25 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def _part(whole: torch.Tensor, *, like: torch.Tensor) -> torch.Tensor:
-    """What of a whole tensor belongs where `like` is; one of its shape is laid out as it is.
+def _part(saved: SavedTensors, name: str, *, like: torch.Tensor) -> torch.Tensor:
+    """What of a saved tensor belongs where `like` is; one of its shape is laid out as it is.
 
     Fused optimizers walk through a parameter and its state in the order of memory.
     """
-    if whole.shape != like.shape:
-        return whole
+    if saved.shape(name) != like.shape:
+        return saved[name]
     if not isinstance(like, DTensor):
+        whole = saved[name]
         return torch.empty_like(like, dtype=whole.dtype).copy_(whole)
-    return distribute_tensor(
-        whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    if tuple(like.placements) != (Shard(0),):
+        whole = saved[name].to(like.device)
+        return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    local = saved.elements(name, *local_range(like))
+    return DTensor.from_local(
+        local.view(like.to_local().shape).to(like.device),
+        like.device_mesh,
+        like.placements,
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
     )

@@ -69,7 +69,7 @@ def training_loader(
         config: the run's.
         plan: which samples of a mini-batch a rank works on.
         rank: this one.
-        steps: that it loads, counted from the start of the run.
+        steps: that it loads, counted from the start of the data.
         state: the loader's in the checkpoint that the run goes on from, if there is one.
 
     Raises:

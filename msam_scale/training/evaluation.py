@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,8 +33,14 @@ class Evaluation:
     metrics: Mapping[str, float]
     samples: int
 
+    def figures(self, *, prefix: str = "") -> dict[str, float]:
+        """Loss and metrics by name, as metric lines have them."""
+        return {f"{prefix}{name}": v for name, v in {"loss": self.loss, **self.metrics}.items()}
 
-def evaluate(engine: Engine, data: RunData) -> Evaluation:
+
+def evaluate(
+    engine: Engine, data: RunData, *, before_each_batch: Callable[[], None] = lambda: None
+) -> Evaluation:
     """Evaluates the model as it is, on the validation data of a run. Collective.
 
     The sums meet once at the end. Where a forward is collective, ranks with fewer batches than
@@ -43,6 +49,7 @@ def evaluate(engine: Engine, data: RunData) -> Evaluation:
     Args:
         engine: its model is put back in training mode afterwards.
         data: the run's.
+        before_each_batch: called equally often on all ranks; what it raises ends the evaluation.
     """
     assert data.val is not None, "a run without validation data is not evaluated"
     index, task, config = data.val.index, data.task, engine.config
@@ -62,13 +69,15 @@ def evaluate(engine: Engine, data: RunData) -> Evaluation:
     engine.eval()
     with torch.no_grad():
         for batch in DevicePrefetcher(loader, device=device):
+            before_each_batch()
             logits, labels = task.logits(engine.predict, batch, dtype=dtype)
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             loss += F.cross_entropy(logits, labels, reduction="sum")
             answers.add(logits, labels)
-        if engine.forward_is_collective:
-            blank = task.blank_batch(device=device)
-            for _ in range(loader.num_blocks_of(0) - len(loader)):
+        blank = task.blank_batch(device=device) if engine.forward_is_collective else None
+        for _ in range(loader.num_blocks_of(0) - len(loader)):
+            before_each_batch()
+            if blank is not None:
                 task.logits(engine.predict, blank, dtype=dtype)
     engine.train()
     sums = torch.cat([loss, answers.counts])

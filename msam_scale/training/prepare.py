@@ -11,7 +11,7 @@ from torch import nn
 from data_pipelines import SampleIndex, Split, sample_order, transform_preset
 from data_pipelines.errors import UserError
 from msam_scale.ascent import ascent_rule
-from msam_scale.checkpoint import read_progress
+from msam_scale.checkpoint import Progress
 from msam_scale.config import Config, load_config
 from msam_scale.config.describe import shown
 from msam_scale.config.keys import default_of, value_at
@@ -136,7 +136,7 @@ def _build(config: Config, data: RunData, *, checkpoint: Path | None) -> nn.Modu
     weights = config.model.weights if starts else None
     settings = None
     if checkpoint is not None:
-        settings = read_progress(checkpoint)["extra"].get("model_settings")
+        settings = Progress.read(checkpoint).extra.get("model_settings")
     request = ModelRequest(
         name=str(config.model.name),
         **data.task.description(),

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import torch.distributed as dist
-
 from data_pipelines import DevicePrefetcher, MicroBatchLoader
-from msam_scale.checkpoint import prune_checkpoints
-from msam_scale.flatness.during_training import training_sharpness
+from msam_scale.errors import NonFiniteStepError
 from msam_scale.initialization import initialize
 from msam_scale.models import model_settings
 from msam_scale.monitoring import Monitor
+from msam_scale.monitoring.loss_spikes import LossSpikes
 from msam_scale.monitoring.throughput import Throughput, measure_throughput, peak_memory_gib
 from msam_scale.precision import PRECISIONS
 from msam_scale.ranks import Ranks
 from msam_scale.step_summary import StepResult
+from msam_scale.supervision import StopAgreedError, Supervision
 from msam_scale.training.data import training_loader
-from msam_scale.training.evaluation import Evaluation, evaluate
+from msam_scale.training.evaluation import Evaluation
+from msam_scale.training.measurements import Measurements
 from msam_scale.training.prepare import PreparedRun
+from msam_scale.training.rollback import Rollbacks
+from msam_scale.training.saving import Saver
 
 
 @dataclass(frozen=True)
@@ -31,25 +35,34 @@ class Outcome:
         folder: the run's folder.
         num_steps: steps done over all starts.
         num_steps_now: steps done in this start.
+        num_steps_planned: steps of the whole run.
         evaluation: of the final weights, where the config names validation data.
+        averaged_evaluation: the same of their average, where `training.ema` asks for one.
+        checkpoint: the newest one; None for a run that was stopped before it had any.
+        stopped_by: what asked it to stop; None for a run that is complete.
     """
 
     folder: Path
     num_steps: int
     num_steps_now: int
+    num_steps_planned: int
     evaluation: Evaluation | None
+    averaged_evaluation: Evaluation | None
+    checkpoint: Path | None
+    stopped_by: str | None
 
 
-def run_training(prepared: PreparedRun, *, ranks: Ranks) -> Outcome:
+def run_training(prepared: PreparedRun, *, ranks: Ranks, supervision: Supervision) -> Outcome:
     """Trains from the run's checkpoint, or from the start, to the last step. Collective.
 
-    Evaluates and saves on the way as the config says, and once at the end.
+    Evaluates and saves on the way as the config says, and once at the end; or saves and ends when
+    it is asked to stop.
 
     Raises:
         UserError: damaged data, or a model that cannot be trained as asked.
-        NonFiniteError: too many steps in a row had gradients that are not finite.
+        NonFiniteError: more losses or gradients were not finite than `objective` allows.
     """
-    run = _Run(prepared, ranks=ranks)
+    run = _Run(prepared, ranks=ranks, supervision=supervision)
     try:
         return run.train()
     finally:
@@ -59,8 +72,9 @@ def run_training(prepared: PreparedRun, *, ranks: Ranks) -> Outcome:
 class _Run:
     """One start of a run."""
 
-    def __init__(self, prepared: PreparedRun, *, ranks: Ranks) -> None:
+    def __init__(self, prepared: PreparedRun, *, ranks: Ranks, supervision: Supervision) -> None:
         self._prepared = prepared
+        self._supervision = supervision
         self._config = prepared.config
         self._engine = initialize(
             prepared.model,
@@ -71,15 +85,21 @@ class _Run:
             ),
             num_steps=prepared.num_steps,
         )
-        self._saved_step: int | None = None
         extra: dict[str, Any] = {}
-        if prepared.folder.resume_from is not None:
-            extra = self._engine.load_checkpoint(prepared.folder.resume_from)
-            self._saved_step = self._engine.num_steps_done
+        self._candidates = prepared.folder.candidates
+        if self._candidates.newest is not None:
+            extra, self._candidates = self._candidates.load(self._engine)
         self._first_step = self._engine.num_steps_done
+        own = self._candidates.within(prepared.folder.checkpoints)
+        self._rollbacks = Rollbacks(
+            self._config, checkpoints=own, step=self._first_step, extra=extra
+        )
+        self._loss_spikes = LossSpikes(self._config.monitor.loss_spike)
+        self._loss_spikes.load(extra.get("loss_spikes"))
         self._stretches = self._engine.stretches(prepared.num_steps)
         self._loader = self._make_loader(self._stretches[0], state=extra.get("loader"))
         self._lock: IO[bytes] | None = None
+        self._told: list[str] = []
         ranks.on_first(self._start_folder)
         self._monitor = Monitor(
             self._config,
@@ -88,57 +108,173 @@ class _Run:
             num_steps=prepared.num_steps,
             speaks=ranks.is_first,
         )
+        for line in self._told:
+            self._monitor.warn(line)
+        self._measurements = Measurements(
+            self._engine,
+            prepared=prepared,
+            supervision=supervision,
+            report=self._report_line,
+            due=extra.get("due", []),
+        )
+        self._saver = Saver(
+            self._engine,
+            section=self._config.checkpoint,
+            directory=prepared.folder.checkpoints,
+            resumed=self._candidates.newest,
+            extra=extra if own else None,
+            warn=self._monitor.warn,
+            saved=self._rollbacks.saved,
+        )
+        self._supervision.beat("starting", step=self._first_step)
         self._throughput = self._measure_throughput()
-        self._evaluation: Evaluation | None = None
 
     def train(self) -> Outcome:
-        """The loop over steps."""
-        engine, config, num_steps = self._engine, self._config, self._prepared.num_steps
-        eval_every = config.training.eval_every or self._prepared.steps_per_epoch
-        sharpness_every = (config.monitor.sharpness_every or 0) * self._prepared.steps_per_epoch
-        if self._first_step:
-            self._monitor.say(f"resumed after step {self._first_step} of {num_steps}")
-        engine.train()
-        for number, stretch in enumerate(self._stretches):
-            if number:
-                found = list(self._loader.bad_samples)
-                self._loader = self._make_loader(stretch, state=None)
-                self._loader.bad_samples.merge(found)
-                self._throughput = self._measure_throughput()
-            batches = iter(DevicePrefetcher(self._loader, device=engine.ranks.device))
-            for step in range(stretch.start + 1, stretch.stop + 1):
-                learning_rate, ascends = engine.learning_rate, engine.algorithm != "vanilla"
-                reports = step % config.monitor.every == 0 or step == num_steps
-                result = engine.train_step(batches, measure_fidelity=reports)
-                self._throughput.count()
-                self._monitor.advance()
-                if reports:
-                    self._report(result, learning_rate, ascends=ascends)
-                if step % eval_every == 0 and step < num_steps:
-                    self._evaluate()
-                if sharpness_every and step % sharpness_every == 0:
-                    self._measure_sharpness()
-                if config.checkpoint.every and step % config.checkpoint.every == 0:
-                    self._save()
-        self._evaluate()
-        self._save()
+        """Trains until the last step is done and saved, or all ranks have agreed to stop."""
+        stopped_by = None
+        try:
+            self._train_to_the_end()
+        except StopAgreedError:
+            stopped_by = self._supervision.stop.reason
+            self._save_before_stopping()
         return Outcome(
             folder=self._prepared.folder.path,
-            num_steps=engine.num_steps_done,
-            num_steps_now=engine.num_steps_done - self._first_step,
-            evaluation=self._evaluation,
+            num_steps=self._engine.num_steps_done,
+            num_steps_now=self._engine.num_steps_done - self._first_step,
+            num_steps_planned=self._prepared.num_steps,
+            evaluation=self._measurements.evaluation,
+            averaged_evaluation=self._measurements.averaged_evaluation,
+            checkpoint=self._saver.newest,
+            stopped_by=stopped_by,
         )
 
     def close(self) -> None:
-        """Closes the reports and leaves the run's folder to others."""
+        """Finishes what is being written, and leaves the run's folder to others."""
+        self._saver.settle()
         self._monitor.close()
         if self._lock is not None:
             self._lock.close()
 
     def _start_folder(self) -> None:
         self._lock = self._prepared.folder.start(self._config)
+        self._told = self._candidates.put_in_order()
+
+    def _train_to_the_end(self) -> None:
+        """All steps, some of them again after a rollback."""
+        if self._first_step:
+            of_all = f"{self._first_step} of {self._prepared.num_steps}"
+            self._monitor.say(f"resumed after step {of_all}")
+        self._engine.train()
+        self._supervision.start_check()
+        if self._rollbacks.lacks_checkpoint:
+            self._saver.save_last(self._extra())
+        with self._aside():
+            self._measurements.catch_up()
+        while (bad := self._follow_stretches()) is not None:
+            self._go_back(bad)
+
+    def _follow_stretches(self) -> NonFiniteStepError | None:
+        """Trains to the last step, or to one that has to be answered by a rollback."""
+        try:
+            self._take_steps()
+        except NonFiniteStepError as error:
+            if not self._rollbacks.is_on:
+                raise
+            return error.with_traceback(None)  # which would keep the loader's processes alive
+        return None
+
+    def _take_steps(self) -> None:
+        """The loop over steps."""
+        engine, num_steps = self._engine, self._prepared.num_steps
+        for number, stretch in enumerate(self._stretches):
+            if number:
+                self._enter(stretch)
+            batches = self._supervision.loading(
+                iter(DevicePrefetcher(self._loader, device=engine.ranks.device))
+            )
+            for step in range(stretch.start + 1, stretch.stop + 1):
+                self._supervision.beat("step", step=step)
+                learning_rate, ascends = engine.learning_rate, engine.algorithm != "vanilla"
+                reports = step % self._config.monitor.every == 0 or step == num_steps
+                result = engine.train_step(batches, measure_fidelity=reports)
+                self._throughput.count()
+                self._monitor.advance()
+                if reports:
+                    self._report(result, learning_rate, ascends=ascends)
+                self._measurements.step_done(step)
+                self._supervision.check()
+                if self._measurements.due:
+                    with self._aside():
+                        self._measurements.catch_up()
+                if self._saver.is_due():
+                    with self._aside():
+                        self._saver.save(self._extra())
+                self._saver.look()
+        engine.skipped_steps.settle()
+        self._measurements.evaluate_last()
+        self._saver.save_last(self._extra())
+
+    def _enter(self, stretch: range) -> None:
+        """Gets ready for steps that follow another plan, or train on other data."""
+        found = list(self._loader.bad_samples)
+        self._loader = self._make_loader(stretch, state=None)
+        self._loader.bad_samples.merge(found)
+        self._throughput = self._measure_throughput()
+
+    def _go_back(self, bad: NonFiniteStepError) -> None:
+        """Answers a bad step: the steps since the last checkpoint are done again on later data."""
+        self._saver.settle()  # which checkpoint is the last must not depend on timing
+        back = self._rollbacks.go_back(self._engine, bad)
+        step = self._engine.num_steps_done
+        self._saver.is_at(step)
+        self._measurements.due = list(back.extra.get("due", []))
+        self._first_step = min(self._first_step, step)  # what an earlier start did is done again
+        self._loss_spikes.load(back.extra.get("loss_spikes"))
+        self._monitor.rewind(step)
+        self._monitor.say(
+            f"step {bad.step + 1}: {bad.fault}; back to step {step}, passing over mini-batches "
+            f"{back.passed_over.start + 1} to {back.passed_over.stop} of the data"
+        )
+        self._monitor.report(
+            step=bad.step + 1,
+            epoch=(bad.step + 1) / self._prepared.steps_per_epoch,
+            split="train",
+            rollbacks=self._rollbacks.total,
+            data_offset=self._rollbacks.data_offset,
+        )
+        self._stretches = self._engine.stretches(self._prepared.num_steps)
+        self._enter(self._stretches[0])
+
+    def _save_before_stopping(self) -> None:
+        if not self._engine.num_steps_done:
+            return
+        try:
+            self._engine.skipped_steps.settle()
+        except NonFiniteStepError:
+            if not self._rollbacks.is_on:
+                raise
+            return  # the next start meets it again, and goes back
+        self._saver.save_last(self._extra())
+
+    def _extra(self) -> dict[str, Any]:
+        """What belongs to the run beside the engine's state. Collective."""
+        self._supervision.beat("saving")
+        self._engine.skipped_steps.settle()
+        self._saver.settle()  # what is known of earlier checkpoints must not depend on timing
+        return {
+            "data_fingerprint": self._prepared.data.train.index.fingerprint,
+            "loader": self._loader_state(),
+            "task": self._prepared.data.task.description(),
+            "model_settings": model_settings(self._engine.module),
+            "loss_spikes": self._loss_spikes.state(),
+            "due": list(self._measurements.due),
+            **self._rollbacks.state(step=self._engine.num_steps_done),
+        }
 
     def _report(self, result: StepResult, learning_rate: float, *, ascends: bool) -> None:
+        loss = result.loss
+        if (spike := self._loss_spikes.see(loss)) is not None:
+            self._monitor.say(f"step {self._engine.num_steps_done}: {spike}")
         ascent: dict[str, float] = {}
         if ascends:
             ascent["ascent_norm"] = result.ascent_norm
@@ -146,7 +282,8 @@ class _Run:
                 ascent["perturbation_fidelity"] = fidelity
         self._report_line(
             "train",
-            loss=result.loss,
+            loss=loss,
+            **self._loss_spikes.figures(),
             lr=learning_rate,
             grad_norm=result.grad_norm,
             **ascent,
@@ -155,68 +292,37 @@ class _Run:
             **self._throughput.read(),
         )
 
-    def _evaluate(self) -> None:
-        if self._prepared.data.val is None:
-            return
-        self._throughput.pause()
-        self._evaluation = evaluate(self._engine, self._prepared.data)
-        if self._engine.num_steps_done > self._first_step:  # else an earlier start has reported it
-            self._report_line(
-                "val",
-                loss=self._evaluation.loss,
-                **self._evaluation.metrics,
-                samples=self._evaluation.samples,
-            )
-        self._throughput.resume()
-
-    def _measure_sharpness(self) -> None:
-        self._throughput.pause()
-        found, error = training_sharpness(self._engine, self._prepared.data)
-        self._report_line("train", sharpness=found, sharpness_error=error)
-        self._throughput.resume()
-
-    def _save(self) -> None:
-        if self._saved_step == self._engine.num_steps_done:
-            return
-        self._throughput.pause()
-        folder = self._prepared.folder
-        extra = {
-            "data_fingerprint": self._prepared.data.train.index.fingerprint,
-            "loader": self._loader_state(),
-            "task": self._prepared.data.task.description(),
-            "model_settings": model_settings(self._engine.module),
-        }
-        self._engine.save_checkpoint(folder.checkpoints, extra=extra)
-        self._saved_step = self._engine.num_steps_done
-        self._engine.ranks.on_first(
-            lambda: prune_checkpoints(folder.checkpoints, keep=self._config.checkpoint.keep)
-        )
-        self._throughput.resume()
-
     def _report_line(self, split: str, **figures: float | int) -> None:
         step = self._engine.num_steps_done
         epoch = step / self._prepared.steps_per_epoch
         self._monitor.report(step=step, epoch=epoch, split=split, **figures)
 
     def _make_loader(self, steps: range, *, state: dict[str, Any] | None) -> MicroBatchLoader:
+        offset = self._rollbacks.data_offset
         return training_loader(
             self._prepared.data,
             self._config,
             plan=self._engine.plan,
             rank=self._engine.ranks.rank,
-            steps=steps,
+            steps=range(steps.start + offset, steps.stop + offset),
             state=state,
         )
 
     def _loader_state(self) -> dict[str, Any]:
         """The same on all ranks: the damaged samples that any of them has met are in it."""
-        ranks, bad_samples = self._engine.ranks, self._loader.bad_samples
-        if self._config.data.on_error == "substitute" and ranks.world is not None:
-            found: list[list[Any]] = [[] for _ in range(ranks.size)]
-            dist.all_gather_object(found, list(bad_samples), group=ranks.world)
-            for others in found:
+        bad_samples = self._loader.bad_samples
+        if self._config.data.on_error == "substitute":
+            for others in self._engine.ranks.gathered(list(bad_samples)):
                 bad_samples.merge(others)
-        return self._loader.state_dict(steps_done=self._engine.num_steps_done)
+        position = self._engine.num_steps_done + self._rollbacks.data_offset
+        return self._loader.state_dict(steps_done=position)
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What happens inside does not count as training time."""
+        self._throughput.pause()
+        yield
+        self._throughput.resume()
 
     def _measure_throughput(self) -> Throughput:
         engine, task = self._engine, self._prepared.data.task

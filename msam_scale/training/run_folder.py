@@ -9,17 +9,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from data_pipelines.durable_files import remove_partial_directories, replace_file
+from data_pipelines.durable_files import replace_file
 from data_pipelines.errors import UserError
-from msam_scale.checkpoint import find_checkpoint, latest_checkpoint, read_progress
+from msam_scale.checkpoint import Progress, clear_leftovers, find_checkpoint
 from msam_scale.config import Config, load_config
 from msam_scale.config.keys import all_keys, value_at
+from msam_scale.training.resuming import Candidates
 
 # What the result does not depend on, and may change on resume. Data are compared by fingerprint.
-_FREE_SECTIONS = ("run.name", "run.dir", "data.", "sharding.", "checkpoint.", "monitor.")
+# What numbers that are not finite lead to is free, too: a run that met them is to be mended.
+_FREE_SECTIONS = ("run.name", "run.dir", "data.", "sharding.", "checkpoint.", "monitor.", "faults.")
 _FREE_KEYS = (
     "batch.chunk",
+    "objective.non_finite",
     "objective.max_skipped_steps",
+    "objective.max_rollbacks",
     "training.eval_every",
     "training.metrics",
 )
@@ -32,11 +36,16 @@ class RunFolder:
 
     Attributes:
         path: `run.dir`/`run.name`.
-        resume_from: the checkpoint to go on from, None for a fresh start.
+        candidates: the checkpoints to go on from, none for a fresh start.
     """
 
     path: Path
-    resume_from: Path | None
+    candidates: Candidates
+
+    @property
+    def resume_from(self) -> Path | None:
+        """The checkpoint to go on from, if it turns out intact; None for a fresh start."""
+        return self.candidates.newest
 
     @property
     def checkpoints(self) -> Path:
@@ -65,18 +74,18 @@ class RunFolder:
                     f"{path} holds a run already, and checkpoint.resume: never would overwrite it; "
                     "choose another run.name, or remove the folder"
                 )
-            return cls(path=path, resume_from=None)
+            return cls(path, Candidates())
         if resume == "auto":
-            checkpoint = latest_checkpoint(path / "checkpoints")
-            if checkpoint is None and settings.is_file():
-                _check_same_result(settings, load_config(settings).to_dict(), config)
+            candidates = Candidates.in_directory(path / "checkpoints")
+            if candidates.newest is None and settings.is_file():
+                _check_same_result(settings, load_config(settings), config)
         else:
-            checkpoint = find_checkpoint(Path(resume).expanduser())
-        if checkpoint is not None:
-            progress = read_progress(checkpoint)
-            _check_same_result(checkpoint, progress["config"], config)
-            _check_same_data(checkpoint, progress["extra"], fingerprint)
-        return cls(path=path, resume_from=checkpoint)
+            candidates = Candidates((find_checkpoint(Path(resume).expanduser()),), is_explicit=True)
+        if (checkpoint := candidates.newest) is not None:
+            progress = Progress.read(checkpoint)
+            _check_same_result(checkpoint, progress.resolved_config(checkpoint), config)
+            _check_same_data(checkpoint, progress.extra, fingerprint)
+        return cls(path, candidates)
 
     def start(self, config: Config) -> IO[bytes]:
         """Takes the folder for this process and writes the config, every default filled in.
@@ -97,7 +106,7 @@ class RunFolder:
                 f"{self.path}: another process is training in this folder; "
                 "choose another run.name, or wait for it"
             ) from None
-        remove_partial_directories(self.checkpoints)
+        clear_leftovers(self.checkpoints)
         replace_file(self.path / "config.yaml", config.to_yaml().encode())
         return lock
 
@@ -114,13 +123,12 @@ def _check_writable(path: Path) -> None:
         )
 
 
-def _check_same_result(source: Path, before: Mapping[str, Any], config: Config) -> None:
-    # One that was saved before a setting existed has its default.
-    before, now = Config.model_validate(before).to_dict(), config.to_dict()
+def _check_same_result(source: Path, before: Config, config: Config) -> None:
+    old, now = before.to_dict(), config.to_dict()
     changes = [
-        f"{key} was {value_at(before, key)!r} and is now {value_at(now, key)!r}"
+        f"{key} was {value_at(old, key)!r} and is now {value_at(now, key)!r}"
         for key in all_keys()
-        if _decides_the_result(key) and value_at(before, key) != value_at(now, key)
+        if _decides_the_result(key) and value_at(old, key) != value_at(now, key)
     ]
     if changes:
         raise UserError(

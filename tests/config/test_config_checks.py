@@ -8,16 +8,11 @@ import pytest
 
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import ConfigError, check_config, check_for_training, load_config
-from msam_scale.config.keys import STAND_INS, all_keys, default_of, nested
-from msam_scale.config.not_yet import NOT_YET
+from msam_scale.config.keys import STAND_INS, all_keys, nested
 from msam_scale.config.schema import Config
 from msam_scale.errors import UserError
 
 GOOD: dict[str, Any] = {"batch.size": 64, "objective.micro_batches": 8}
-NOT_AVAILABLE: dict[str, Any] = {
-    "training.ema": 0.99,
-    "checkpoint.async": True,
-}
 
 
 def load(settings: dict[str, Any], **options: Any) -> Config:
@@ -30,21 +25,6 @@ def refusal_of(micro_batches: int, world_size: int) -> str | None:
     except UserError as error:
         return str(error)
     return None
-
-
-def test_every_setting_that_is_not_available_yet_is_tried_here() -> None:
-    assert {entry.key for entry in NOT_YET} == set(NOT_AVAILABLE)
-
-
-@pytest.mark.parametrize(("key", "value"), NOT_AVAILABLE.items())
-def test_what_is_not_available_yet_is_refused_with_what_is(key: str, value: object) -> None:
-    with pytest.raises(ConfigError, match=f"{key}: .* is not available in .*version") as caught:
-        load({key: value})
-    assert len(caught.value.problems) == 1
-    entry = next(entry for entry in NOT_YET if entry.key == key)
-    assert default_of(key) in entry.available, "a default that cannot be used helps nobody"
-    for works in entry.available:
-        load({key: works})
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4, 5, 6, 7, 8, 64])
@@ -84,10 +64,37 @@ def test_settings_without_effect_are_fine_at_their_default() -> None:
     load({"objective.algorithm": "vanilla", "objective.rho": 0.05, "sharding.offload": False})
 
 
+def test_what_follows_numbers_that_go_wrong_fits_the_rest() -> None:
+    abort = {"objective.non_finite": "abort"}
+    rollback = {"objective.non_finite": "rollback", "checkpoint.every": 5}
+    for good in (abort, rollback, {**rollback, "objective.max_rollbacks": 1}):
+        load({**good, "objective.max_skipped_steps": 10})
+    for wrong, said in [
+        ({"objective.non_finite": "rollback"}, "checkpoint.every: is missing"),
+        ({**abort, "precision": "float16"}, "abort does not work with precision: float16"),
+        ({**rollback, "precision": "float16"}, "rollback does not work with precision: float16"),
+        ({**abort, "objective.max_skipped_steps": 3}, "max_skipped_steps: 3 has no effect"),
+        ({**rollback, "objective.max_skipped_steps": 3}, "max_skipped_steps: 3 has no effect"),
+        ({**abort, "objective.max_rollbacks": 1}, "max_rollbacks: 1 has no effect"),
+        ({"objective.max_rollbacks": 1}, "max_rollbacks: 1 has no effect"),
+        ({"monitor.loss_spike": 0}, "monitor.loss_spike: 0 is not above 0"),
+    ]:
+        with pytest.raises(ConfigError, match=said) as caught:
+            load(wrong)
+        assert len(caught.value.problems) == 1
+
+
 def test_settings_with_effect_are_fine() -> None:
     load({"data.val": "val", "training.eval_every": 5})
     load({"schedule.warmup": 9, "training.steps": 10})
     load({"schedule.warmup": 0.5, "training.steps": 1})
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, 1, -0.5])
+def test_a_decay_lies_between_0_and_1(decay: float) -> None:
+    assert load({"training.ema": 0.9999}).training.ema == 0.9999
+    with pytest.raises(ConfigError, match=r"training\.ema"):
+        load({"training.ema": decay})
 
 
 def test_training_needs_a_model_data_a_rate_and_a_length() -> None:

@@ -61,7 +61,7 @@ MISTAKES: list[tuple[dict[str, Any], str, str]] = [
     ({"optimizer.size": 0.1}, "optimizer.size", "did you mean batch.size?"),
     ({"training.every": 1}, "training.every", "checkpoint.every or monitor.every"),
     ({"objectives": {}}, "objectives", "did you mean objective?"),
-    ({"monitor.zzz": 1}, "monitor.zzz", "jsonl, sharpness_every, sharpness_samples and progress"),
+    ({"monitor.zzz": 1}, "monitor.zzz", "loss_spike, sharpness_every, sharpness_samples and pro"),
 ]
 
 

@@ -18,7 +18,8 @@ SECTIONS = {
     "model": "source name pretrained weights args",
     "data": "train val transform workers order cache_dir cache_limit allow_commands resident "
     "memory_limit on_error max_bad_samples",
-    "objective": "algorithm micro_batches rho ascent phases max_skipped_steps",
+    "objective": "algorithm micro_batches rho ascent phases non_finite max_skipped_steps "
+    "max_rollbacks",
     "batch": "size chunk norm_samples",
     "optimizer": "name lr momentum weight_decay clip_norm args",
     "schedule": "name warmup args",
@@ -26,8 +27,9 @@ SECTIONS = {
     "activation_checkpointing loss_scale ema",
     "sharding": "strategy shard_group blocks deepspeed offload",
     "checkpoint": "every keep async resume",
-    "monitor": "every tensorboard deepspeed_tensorboard jsonl sharpness_every "
+    "monitor": "every tensorboard deepspeed_tensorboard jsonl loss_spike sharpness_every "
     "sharpness_samples progress",
+    "faults": "timeout grace",
 }
 
 

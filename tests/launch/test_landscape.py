@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import matplotlib.image
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from saved_state import checkpoint_tensors, checkpoint_weights, rewrite_tensors
 
 from data_pipelines import EvaluationLoader, GlobalOrder, open_split, prepare, transform_preset
 from launch.cli import main
@@ -47,7 +48,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _model_of(folder: Path) -> torch.nn.Module:
     request = ModelRequest(name="wrn-10-1", num_classes=10, num_channels=1, arguments={})
     model = build_model("msam_scale", request, seed=0)
-    model.load_state_dict(load_file(folder / "checkpoints/step-00000002/model.safetensors"))
+    model.load_state_dict(checkpoint_weights(folder / "checkpoints/step-00000002"))
     return model.eval()
 
 
@@ -177,9 +178,11 @@ def test_mistakes_exit_with_2_and_one_line(
     assert "is no folder" in refused(run, out=tmp_path / "nowhere" / "no.png")
     assert "1437" in refused(run, "--samples", 9999)
     assert "no run here" in refused(tmp_path / "nothing")
-    weights = run / "checkpoints/step-00000002/model.safetensors"
-    kept = weights.read_bytes()
-    tensors = load_file(weights)
-    save_file({name: value * float("nan") for name, value in tensors.items()}, weights)
+    checkpoint = run / "checkpoints/step-00000002"
+    kept = tmp_path / "kept"
+    shutil.copytree(checkpoint, kept)
+    tensors = checkpoint_tensors(checkpoint)
+    rewrite_tensors(checkpoint, {name: value * float("nan") for name, value in tensors.items()})
     assert "training loss is nan" in refused(run, "--samples", 32, "--points", 3)
-    weights.write_bytes(kept)
+    shutil.rmtree(checkpoint)
+    kept.rename(checkpoint)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from rank_pool import OnRanks
-from safetensors.torch import load_file, save_file
+from saved_state import checkpoint_tensors, checkpoint_weights, rewrite_tensors
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 from data_pipelines import EvaluationLoader, GlobalOrder, open_split, prepare, transform_preset
@@ -80,7 +80,7 @@ def _independently(folder: Path, *, num_samples: int, seed: int) -> tuple[float,
         name="wrn-10-1", num_classes=10, num_channels=images.shape[3], arguments={}
     )
     model = build_model("msam_scale", request, seed=0)
-    model.load_state_dict(load_file(folder / "checkpoints/step-00000002/model.safetensors"))
+    model.load_state_dict(checkpoint_weights(folder / "checkpoints/step-00000002"))
     model.eval()
     parameters = list(model.parameters())
     loss = F.cross_entropy(model(inputs), labels[chosen], label_smoothing=0.1)
@@ -159,14 +159,14 @@ def test_mistakes_exit_with_2_and_one_line(
     for words in (["--eigenvalues", "0"], ["--probes", "1"], ["--rho", "-1"], ["--sample", "3"]):
         assert words[0] in refused(short_run, *words)
 
-    weights = moved / "checkpoints/step-00000002/model.safetensors"
-    tensors = load_file(weights)
-    save_file({**tensors, "stem.weight": torch.zeros(3)}, weights)
-    assert "does not fit" in refused_in_one_line(moved)
-    save_file({name: value * float("nan") for name, value in tensors.items()}, weights)
+    checkpoint = moved / "checkpoints/step-00000002"
+    tensors = checkpoint_tensors(checkpoint)
+    rewrite_tensors(checkpoint, {**tensors, "model/stem.weight": torch.zeros(3)})
+    assert "stem.weight is" in refused_in_one_line(moved)
+    rewrite_tensors(checkpoint, {name: value * float("nan") for name, value in tensors.items()})
     assert "training loss is nan" in refused_in_one_line(moved, "--samples", 32)
-    weights.write_bytes(b"damaged")
-    assert "model.safetensors: cannot be read" in refused_in_one_line(moved)
+    (checkpoint / "tensors-00000-00000.safetensors").write_bytes(b"damaged")
+    assert "safetensors: damaged" in refused_in_one_line(moved)
     config = (moved / "config.yaml").read_text()
     (moved / "config.yaml").write_text(config.replace("digits/train", "gone/train"))
     assert "data.train" in refused_in_one_line(moved)
@@ -206,9 +206,9 @@ def test_a_measurement_while_training_is_that_of_the_command(
 
 
 def test_a_run_without_a_finite_loss_goes_on(moved: Path) -> None:
-    weights = moved / "checkpoints/step-00000002/model.safetensors"
-    tensors = load_file(weights)
-    tensors["stem.weight"].fill_(float("nan"))
-    save_file(tensors, weights)
+    checkpoint = moved / "checkpoints/step-00000002"
+    tensors = checkpoint_tensors(checkpoint)
+    tensors["model/stem.weight"].fill_(float("nan"))
+    rewrite_tensors(checkpoint, tensors)
     overrides = [f"checkpoint.resume={moved / 'checkpoints'}"]
     assert isnan(_while_training(moved, overrides))

@@ -122,7 +122,7 @@ def test_plain_weights_and_what_is_refused(config: str, capsys: pytest.CaptureFi
         assert "safetensors works" in capsys.readouterr().err
         assert not Path(f"as-{kind}").exists()
     assert main(["export", "nowhere", "--format", "timm", "--out", "x"]) == 2
-    weights = Path("runs/small/checkpoints/step-00000002/model.safetensors")
+    weights = Path("runs/small/checkpoints/step-00000002/tensors-00000-00000.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
     assert export("small", "safetensors", out="damaged") == 2
     assert str(weights) in capsys.readouterr().err

@@ -11,6 +11,7 @@ import torch
 from layouts import LAYOUTS
 from rank_pool import OnRanks
 from safetensors.torch import load_file
+from saved_state import checkpoint_weights
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 from text_data import mini_lm, write_sentences, write_tiny_bert
 from transformers import DistilBertConfig
@@ -71,7 +72,7 @@ def lines(run: str, split: str) -> list[dict[str, Any]]:
 
 
 def weights(run: str, *, step: int) -> dict[str, torch.Tensor]:
-    return load_file(f"runs/{run}/checkpoints/step-{step:08d}/model.safetensors")
+    return checkpoint_weights(f"runs/{run}/checkpoints/step-{step:08d}")
 
 
 def test_a_run_reports_the_metrics(config: str, capsys: pytest.CaptureFixture[str]) -> None:

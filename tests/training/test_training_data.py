@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 import webdataset
 from PIL import Image
+from saved_state import edit_progress
 
 from data_pipelines import SampleIndex, build_index
 from data_pipelines.index.format import offset_field
 from launch.cli import main
+from msam_scale.checkpoint import Progress
 
 # Losses and norms of a few float64 steps, on any layout.
 _SHORT = ("precision=float64", "training.steps=3", "monitor.every=1", "training.eval_every=3")
@@ -48,8 +50,9 @@ def _figures(run: str) -> list[list[float]]:
 
 
 def _loader_state(run: str, *, step: int) -> dict[str, Any]:
-    progress = json.loads(Path(f"runs/{run}/checkpoints/step-{step:08d}/progress.json").read_text())
-    state: dict[str, Any] = progress["extra"]["loader"]
+    state: dict[str, Any] = Progress.read(Path(f"runs/{run}/checkpoints/step-{step:08d}")).extra[
+        "loader"
+    ]
     return state
 
 
@@ -85,10 +88,10 @@ def test_a_run_goes_on_within_an_epoch_of_lanes(config: str) -> None:
         shutil.rmtree(f"runs/parts/checkpoints/step-{step:08d}")
     Path("runs/parts/checkpoints/latest").write_text("step-00000002\n")
     # As saved by a version that did not have a setting yet.
-    progress = Path("runs/parts/checkpoints/step-00000002/progress.json")
-    content = json.loads(progress.read_text())
-    del content["config"]["data"]["resident"]
-    progress.write_text(json.dumps(content))
+    edit_progress(
+        "runs/parts/checkpoints/step-00000002",
+        lambda progress: progress["config"]["data"].pop("resident"),
+    )
     assert _train(config, *words, "run.name=parts", "batch.chunk=16") == 0
     _assert_alike("parts", "whole")
 

@@ -41,6 +41,7 @@ MSAM = Translated(
         "objective.micro_batches",
         "objective.rho",
         "objective.ascent",
+        "objective.non_finite",
         "objective.max_skipped_steps",
         "run.seed",
         "batch.norm_samples",

@@ -46,9 +46,9 @@ class ModelSection(Section):
     that nothing is fetched unless asked for."""
 
     weights: Text | None = None
-    """Start from the weights in this `.safetensors` file, for example `model.safetensors` of a
-    checkpoint. As with `model.pretrained`, a head for another number of classes starts anew and
-    timm's models take another image size. `null`, the default: none."""
+    """Start from the weights in this `.safetensors` file or folder of a checkpoint. As with
+    `model.pretrained`, a head for another number of classes starts anew and timm's models take
+    another image size. `null`, the default: none."""
 
     args: Arguments = Field(default_factory=dict)
     """Further keyword arguments of the model's constructor, passed on as they are. Empty by
@@ -91,7 +91,7 @@ class DataSection(Section):
 
     allow_commands: bool = False
     """Allow `pipe:COMMAND` as the location of data, which runs a command of the shell. Off by
-    default, so that a config from elsewhere runs nothing."""
+    default: look for it before you run a config from elsewhere."""
 
     resident: bool = False
     """Read the training samples once and keep them in each rank's memory: for data sets of small

@@ -9,6 +9,7 @@ from pydantic import Field
 from msam_scale.config.sections.base import Count, Section, Text
 
 Algorithm = Literal["vanilla", "sam", "msam"]
+NonFinitePolicy = Literal["skip", "abort", "rollback"]
 Radius = Annotated[float, Field(ge=0)]
 
 
@@ -49,10 +50,19 @@ class ObjectiveSection(Section):
     the paper's hybrid training. After the last of them `objective.algorithm` goes on. Empty by
     default: `objective.algorithm` throughout."""
 
+    non_finite: NonFinitePolicy = "skip"
+    """What a step does whose loss or gradient, in either pass, is not finite. `skip`, the default,
+    leaves its update out; `abort` ends the run; `rollback` goes back to the last checkpoint and
+    passes over the data from there to the bad step. The weights never take a bad step."""
+
     max_skipped_steps: Count = 10
-    """Number of optimizer steps in a row that may be skipped because of a gradient that is not
-    finite, before training stops with an error. 10 by default: enough for a rare bad batch, few
+    """Number of optimizer steps in a row that may be skipped because of a loss or gradient that is
+    not finite, before training stops with an error. 10 by default: enough for a rare bad batch, few
     enough to notice that a run has diverged."""
+
+    max_rollbacks: Count = 3
+    """With `objective.non_finite: rollback`: more rollbacks than this before another checkpoint is
+    reached end the run. 3 by default."""
 
     @property
     def algorithms(self) -> list[Algorithm]:

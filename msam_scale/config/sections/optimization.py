@@ -148,4 +148,5 @@ class TrainingSection(Section):
 
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay, for each step, of an exponential moving average of the weights that is evaluated and
-    saved beside them. `null`, the default: no average."""
+    saved beside them; it takes the memory of one more copy, sharded as they are. `null`, the
+    default: no average."""

@@ -78,6 +78,11 @@ class MonitorSection(Section):
     """Write `metrics.jsonl` into the run's folder, one JSON object for each report. On by default:
     plots and comparisons of runs read it."""
 
+    loss_spike: Annotated[float, Field(gt=0)] | None = None
+    """Robust standard deviations above the median of the last 50 reported losses from which on a
+    reported loss is a spike: it is named and counted as `loss_spikes`, and changes nothing else. 6
+    is a sound choice. `null`, the default: nothing is looked for."""
+
     sharpness_every: Count | None = None
     """Epochs between two measurements of the largest eigenvalue of the training loss's Hessian,
     which is reported as `sharpness`. `null`, the default: none. One takes some ten to two hundred

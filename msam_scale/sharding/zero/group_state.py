@@ -1,15 +1,18 @@
-"""The optimizer's state under ZeRO-1 and ZeRO-2, whole and back into a rank's pieces."""
+"""The optimizer's state under ZeRO-1 and ZeRO-2, out of a rank's pieces and back into them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from msam_scale.sharding.state import STATE_NUMBERS, STATE_SEPARATOR, state_keys
+from msam_scale.ranks import Ranks
+from msam_scale.sharding.pieces import Piece, share_of
+from msam_scale.sharding.saved import SavedTensors
+from msam_scale.sharding.state import STATE_NUMBERS, STATE_SEPARATOR, state_keys, state_name
 from msam_scale.sharding.zero import private_api
 
 
@@ -19,11 +22,10 @@ class GroupState:
     Args:
         engine: DeepSpeed's.
         model: its trained parameters are views of the flat weights.
-        device: where the ranks' backend sends from.
     """
 
-    def __init__(self, engine: Any, model: nn.Module, *, device: torch.device) -> None:
-        self._engine, self._model, self._device = engine, model, device
+    def __init__(self, engine: Any, model: nn.Module) -> None:
+        self._engine, self._model = engine, model
         self._stepped = private_api.stepped_tensors(engine)
         self._groups = private_api.grouped_parameters(engine)
         self._starts = [
@@ -31,35 +33,36 @@ class GroupState:
             for flat, parameters in zip(private_api.flat_weights(engine), self._groups, strict=True)
         ]
 
-    def full_optimizer_state(
-        self, optimizer: torch.optim.Optimizer, *, keeps: bool
-    ) -> dict[str, torch.Tensor]:
-        """The state as CPU tensors named `PARAMETER//STATE`; one kind of a group at a time."""
+    def optimizer_pieces(self, optimizer: torch.optim.Optimizer, *, ranks: Ranks) -> list[Piece]:
+        """What this rank saves: the parts of parameters in its pieces, and its part of numbers."""
         names = dict(self._names())
-        whole: dict[str, torch.Tensor] = {}
+        own: list[Piece] = []
+        whole: list[Piece] = []
         for stepped, starts in zip(self._stepped, self._starts, strict=True):
             for key, value in optimizer.state.get(stepped, {}).items():
                 if value is None:
                     continue
                 tensor = torch.as_tensor(value).detach()
                 is_piece = key not in STATE_NUMBERS and tensor.numel() == stepped.numel()
-                flat = _gathered(tensor, device=self._device) if is_piece else tensor
-                if not keeps:
-                    continue
                 for parameter, start in starts.items():
-                    part = flat
-                    if is_piece:
-                        part = flat[start : start + parameter.numel()].view(parameter.shape)
-                    whole[f"{names[parameter]}{STATE_SEPARATOR}{key}"] = part.to("cpu", copy=True)
-        return whole
+                    name = state_name(names[parameter], key)
+                    if not is_piece:
+                        whole.append(Piece.whole(name, tensor))
+                        continue
+                    begin = ranks.rank * tensor.numel()
+                    first, last = _common(start, parameter.numel(), begin, tensor.numel())
+                    if first < last:
+                        values = tensor.view(-1)[first - begin : last - begin]
+                        own.append(Piece(name, tuple(parameter.shape), first - start, values))
+        return [*own, *share_of(whole, index=ranks.rank, count=ranks.size)]
 
     def load(
         self,
         optimizer: torch.optim.Optimizer,
-        weights: Mapping[str, torch.Tensor],
-        optimizer_state: Mapping[str, torch.Tensor],
+        weights: SavedTensors,
+        optimizer_state: SavedTensors,
     ) -> None:
-        """Writes whole tensors into the model, and this rank's pieces into the optimizer."""
+        """Writes saved tensors into the model, and this rank's pieces into the optimizer."""
         names = dict(self._names())
         keys = state_keys(optimizer_state, names=list(names.values()))
         with torch.no_grad():
@@ -71,14 +74,19 @@ class GroupState:
                 for parameter, start in starts.items():
                     name = names[parameter]
                     for key in keys.get(name, ()):
-                        whole = optimizer_state[f"{name}{STATE_SEPARATOR}{key}"]
+                        entry = f"{name}{STATE_SEPARATOR}{key}"
                         state = optimizer.state[stepped]
-                        if key in STATE_NUMBERS or whole.shape != parameter.shape:
-                            state[key] = private_api.number_for(optimizer, whole)
+                        if key in STATE_NUMBERS or optimizer_state.shape(entry) != parameter.shape:
+                            number = optimizer_state[entry]
+                            state[key] = private_api.number_for(optimizer, number)
                             continue
                         if not isinstance(state.get(key), torch.Tensor):
                             state[key] = torch.zeros_like(stepped)
-                        _write_piece(state[key].view(-1), whole.flatten(), start=start)
+                        begin = dist.get_rank() * stepped.numel()
+                        first, last = _common(start, parameter.numel(), begin, stepped.numel())
+                        if first < last:
+                            part = optimizer_state.elements(entry, first - start, last - start)
+                            state[key].view(-1)[first - begin : last - begin].copy_(part)
 
     def _names(self) -> Iterator[tuple[nn.Parameter, str]]:
         trained = {parameter for group in self._groups for parameter in group}
@@ -87,17 +95,6 @@ class GroupState:
                 yield parameter, name
 
 
-def _gathered(piece: torch.Tensor, *, device: torch.device) -> torch.Tensor:
-    piece = piece.flatten().to(device)
-    pieces = [torch.empty_like(piece) for _ in range(dist.get_world_size())]
-    dist.all_gather(pieces, piece)
-    return torch.cat(pieces)
-
-
-def _write_piece(piece: torch.Tensor, values: torch.Tensor, *, start: int) -> None:
-    """Writes what of `values`, which begin at `start` of the whole, lies in this rank's piece."""
-    own_start = dist.get_rank() * piece.numel()
-    first = max(start, own_start)
-    last = min(start + values.numel(), own_start + piece.numel())
-    if first < last:
-        piece[first - own_start : last - own_start].copy_(values[first - start : last - start])
+def _common(start: int, length: int, other_start: int, other_length: int) -> tuple[int, int]:
+    """What two ranges have in common; the first number is not below the second if nothing."""
+    return max(start, other_start), min(start + length, other_start + other_length)

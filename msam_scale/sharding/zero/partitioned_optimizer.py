@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -11,8 +11,10 @@ import torch.distributed as dist
 from msam_scale.sharding.gradient_reduction import BUCKET_BYTES
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.norms import square_sum
+from msam_scale.sharding.pieces import Piece
 from msam_scale.sharding.placement import place
 from msam_scale.sharding.replicated import ReplicatedSharding
+from msam_scale.sharding.saved import SavedTensors
 from msam_scale.sharding.zero import private_api
 from msam_scale.sharding.zero.group_state import GroupState
 from msam_scale.sharding.zero.start import join_deepspeed, settings_for_deepspeed, start_engine
@@ -35,7 +37,7 @@ class OptimizerPartitioning(ReplicatedSharding):
         self._reduced: list[torch.Tensor] = []
         private_api.destroy_with(self, self._engine)
         private_api.hold_back_reduction(self._engine)
-        self._state = GroupState(self._engine, self.model, device=request.ranks.device)
+        self._state = GroupState(self._engine, self.model)
 
     def _lay_out(self, request: ShardingRequest) -> None:
         place(request.model, request=request, contiguous=True)
@@ -90,12 +92,10 @@ class OptimizerPartitioning(ReplicatedSharding):
         if self._loss_scale is not None:
             self._loss_scale.update(skip)
 
-    def full_optimizer_state(self) -> dict[str, torch.Tensor]:
-        """Whole optimizer state by parameter name, on rank 0."""
-        return self._state.full_optimizer_state(self.optimizer, keeps=self._ranks.is_first)
+    def optimizer_pieces(self) -> list[Piece]:
+        """This rank's partition of the optimizer's state."""
+        return self._state.optimizer_pieces(self.optimizer, ranks=self._ranks)
 
-    def load(
-        self, weights: Mapping[str, torch.Tensor], optimizer_state: Mapping[str, torch.Tensor]
-    ) -> None:
-        """Takes whole weights and this rank's pieces of the optimizer's state."""
+    def load(self, weights: SavedTensors, optimizer_state: SavedTensors) -> None:
+        """Takes whole weights and this rank's partition of the optimizer's state."""
         self._state.load(self.optimizer, weights, optimizer_state)

@@ -17,7 +17,9 @@ from msam_scale.batch_plan import BatchPlan
 from msam_scale.sharding.fidelity import perturbation_fidelity
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.norms import square_sum
+from msam_scale.sharding.pieces import Piece
 from msam_scale.sharding.placement import check_offload, place
+from msam_scale.sharding.saved import SavedTensors
 from msam_scale.sharding.zero import private_api
 from msam_scale.sharding.zero.shard_state import ShardState
 from msam_scale.sharding.zero.start import (
@@ -246,14 +248,16 @@ class ParameterPartitioning:
         keeps = self._ranks.is_first or not first_rank_only
         return self._state.full_state_dict(keeps=keeps)
 
-    def full_optimizer_state(self) -> dict[str, torch.Tensor]:
-        """Whole optimizer state by parameter name, on rank 0."""
-        return self._state.full_optimizer_state(self.optimizer, keeps=self._ranks.is_first)
+    def model_pieces(self) -> list[Piece]:
+        """This rank's float32 shards, and its part of the buffers."""
+        return self._state.model_pieces(ranks=self._ranks)
 
-    def load(
-        self, weights: Mapping[str, torch.Tensor], optimizer_state: Mapping[str, torch.Tensor]
-    ) -> None:
-        """Takes this rank's shards of whole tensors."""
+    def optimizer_pieces(self) -> list[Piece]:
+        """This rank's shards of the optimizer's state."""
+        return self._state.optimizer_pieces(self.optimizer, ranks=self._ranks)
+
+    def load(self, weights: SavedTensors, optimizer_state: SavedTensors) -> None:
+        """Takes this rank's shards of saved tensors."""
         # What is cut up later would leave secondary shards of the old weights.
         private_api.release_gathered(self._engine)
         self._state.load(self.optimizer, weights, optimizer_state)

@@ -1,4 +1,4 @@
-"""ZeRO-3's state, whole and back: every tensor gathered from the flat shards of its group."""
+"""ZeRO-3's state, out of the flat shards of a group and back into them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from msam_scale.sharding.state import STATE_NUMBERS, STATE_SEPARATOR, state_keys
+from msam_scale.ranks import Ranks
+from msam_scale.sharding.pieces import MODEL, Piece, saved_by
+from msam_scale.sharding.saved import SavedTensors
+from msam_scale.sharding.state import (
+    STATE_NUMBERS,
+    STATE_SEPARATOR,
+    model_state,
+    state_keys,
+    state_name,
+)
 from msam_scale.sharding.zero import private_api
 
 
@@ -66,32 +75,42 @@ class ShardState:
                 whole[name] = tensor.detach().to("cpu", copy=True)
         return whole
 
-    def full_optimizer_state(
-        self, optimizer: torch.optim.Optimizer, *, keeps: bool
-    ) -> dict[str, torch.Tensor]:
-        """The state as CPU tensors named `PARAMETER//STATE`."""
-        whole: dict[str, torch.Tensor] = {}
+    def model_pieces(self, *, ranks: Ranks) -> list[Piece]:
+        """What this rank saves of parameters, in full precision, and buffers."""
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        whole: list[Piece] = []
+        sharded: list[Piece] = []
+        for name, value in model_state(self._model):
+            if (parameter := parameters.get(name.removeprefix(MODEL))) is None:
+                whole.append(Piece.whole(name, value))
+            else:
+                sharded.append(self._piece(name, parameter, self._shard(parameter)))
+        return self._saved_by(ranks, whole=whole, sharded=sharded)
+
+    def optimizer_pieces(self, optimizer: torch.optim.Optimizer, *, ranks: Ranks) -> list[Piece]:
+        """What this rank saves of the optimizer's state."""
+        whole: list[Piece] = []
+        sharded: list[Piece] = []
         for name, parameter in self._trained():
             flat, start, length = self._places[parameter]
             for key, value in optimizer.state.get(self._keys[parameter], {}).items():
                 if value is None:
                     continue
-                tensor = torch.as_tensor(value)
+                entry, tensor = state_name(name, key), torch.as_tensor(value)
                 if tensor.numel() == flat.numel() and key not in STATE_NUMBERS:
                     shard = tensor.flatten()[start : start + length]
-                    tensor = self._whole(parameter, shard)
-                if keeps:
-                    entry = f"{name}{STATE_SEPARATOR}{key}"
-                    whole[entry] = tensor.detach().to("cpu", copy=True).contiguous()
-        return whole
+                    sharded.append(self._piece(entry, parameter, shard))
+                else:
+                    whole.append(Piece.whole(entry, tensor))
+        return self._saved_by(ranks, whole=whole, sharded=sharded)
 
     def load(
         self,
         optimizer: torch.optim.Optimizer,
-        weights: Mapping[str, torch.Tensor],
-        optimizer_state: Mapping[str, torch.Tensor],
+        weights: SavedTensors,
+        optimizer_state: SavedTensors,
     ) -> None:
-        """Takes this rank's shards of whole tensors into masters, buffers and optimizer."""
+        """Takes this rank's shards of saved tensors into masters, buffers and optimizer."""
         keys = state_keys(optimizer_state, names=[name for name, _ in self._trained()])
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
@@ -99,21 +118,22 @@ class ShardState:
                 if (parameter := parameters.get(name)) is None:
                     value.copy_(weights[name])
                     continue
-                self._shard(parameter).copy_(self._part(parameter, weights[name]))
+                self._shard(parameter).copy_(self._part(parameter, weights, name))
                 if parameter in self._frozen:
                     private_api.set_own_shard(parameter, self._frozen[parameter])
             optimizer.state.clear()
             for name, parameter in self._trained():
                 flat, start, length = self._places[parameter]
                 for key in keys.get(name, ()):
-                    whole = optimizer_state[f"{name}{STATE_SEPARATOR}{key}"]
+                    entry = f"{name}{STATE_SEPARATOR}{key}"
                     state = optimizer.state[self._keys[parameter]]
-                    if key in STATE_NUMBERS or whole.shape != private_api.whole_shape(parameter):
-                        state[key] = private_api.number_for(optimizer, whole)
+                    is_whole = optimizer_state.shape(entry) != private_api.whole_shape(parameter)
+                    if key in STATE_NUMBERS or is_whole:
+                        state[key] = private_api.number_for(optimizer, optimizer_state[entry])
                         continue
                     if not isinstance(state.get(key), torch.Tensor):
                         state[key] = torch.zeros_like(flat)
-                    part = self._part(parameter, whole)
+                    part = self._part(parameter, optimizer_state, entry)
                     state[key].view(-1)[start : start + length].copy_(part)
 
     def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
@@ -134,10 +154,23 @@ class ShardState:
         dist.all_gather(shards, shard, group=self._group)
         return torch.cat(shards)[: shape.numel()].view(shape)
 
-    def _part(self, parameter: nn.Parameter, whole: torch.Tensor) -> torch.Tensor:
-        length = private_api.shard_numel(parameter)
-        start = dist.get_rank(self._group) * length
-        shard = whole.flatten()[start : start + length]
-        padded = shard.new_zeros(length)
+    def _own_range(self, parameter: nn.Parameter) -> tuple[int, int]:
+        """First and last + 1 element of this rank's shard, without padding."""
+        length, total = private_api.shard_numel(parameter), private_api.whole_shape(parameter)
+        start = min(dist.get_rank(self._group) * length, total.numel())
+        return start, min(start + length, total.numel())
+
+    def _piece(self, name: str, parameter: nn.Parameter, shard: torch.Tensor) -> Piece:
+        start, stop = self._own_range(parameter)
+        shape = tuple(private_api.whole_shape(parameter))
+        return Piece(name, shape, start, shard.detach()[: stop - start])
+
+    def _saved_by(self, ranks: Ranks, *, whole: list[Piece], sharded: list[Piece]) -> list[Piece]:
+        size = dist.get_world_size(self._group)
+        return saved_by(ranks, whole=whole, sharded=sharded, shard_group_size=size)
+
+    def _part(self, parameter: nn.Parameter, saved: SavedTensors, name: str) -> torch.Tensor:
+        shard = saved.elements(name, *self._own_range(parameter))
+        padded = shard.new_zeros(private_api.shard_numel(parameter))
         padded[: shard.numel()] = shard
         return padded

@@ -1,0 +1,46 @@
+"""What of a step was not finite, as bits that stay on the device until somebody asks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+# (pass, what), one bit each, the first the lowest.
+_FAULTS = (
+    ("ascent", "loss"),
+    ("ascent", "gradient"),
+    ("descent", "loss"),
+    ("descent", "gradient"),
+)
+
+
+def fault_bits(is_bad: Sequence[torch.Tensor], *, ascends: bool) -> torch.Tensor:
+    """One number for all that is not finite.
+
+    Args:
+        is_bad: bool scalars on one device: for each pass of the step, whether its loss and whether
+            its gradient is not finite.
+        ascends: the step has both passes, and not the descent alone.
+
+    Returns:
+        An int64 scalar on the device, 0 where all is well.
+    """
+    first = 0 if ascends else 2
+    assert len(is_bad) == len(_FAULTS) - first
+    # Factors from Python: a tensor of them would have to be copied to the device.
+    bits = [bad.to(torch.int64) * (1 << first + place) for place, bad in enumerate(is_bad)]
+    return torch.stack(bits).sum()
+
+
+def fault_words(faults: int) -> str:
+    """What was not finite, in words.
+
+    Of an ascent that went wrong the ascent alone: a descent from there means nothing.
+    """
+    found = [fault for place, fault in enumerate(_FAULTS) if faults >> place & 1]
+    assert found, "something was not finite"
+    first_pass = found[0][0]
+    whats = " and ".join(f"the {what}" for name, what in found if name == first_pass)
+    verb = "were" if " and " in whats else "was"
+    return f"{whats} of the {first_pass} pass {verb} not finite"

@@ -1,0 +1,88 @@
+"""Notices that the processes which started this rank are gone, so that no orphan lives on."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
+
+import psutil
+
+_SECONDS_BETWEEN_LOOKS = 1.0
+# Set by torchrun, `msam-scale train --nproc`, the deepspeed launcher and MPI's wrappers.
+_SIGNS_OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+# A person who sets these variables by hand starts ranks from a shell, and may leave it.
+_SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish", "csh", "tcsh", "busybox"}
+_DEEPSPEED = {"deepspeed.launcher.launch", "deepspeed.launcher.runner"}
+
+
+class LauncherWatch:
+    """A thread that watches the launcher, if there is one.
+
+    It is the parent. The deepspeed launcher is two processes, of which a signal may end the outer
+    one alone, so that both are watched there.
+
+    Args:
+        gone: called once, in the thread, when one of them has ended.
+        environment: tells whether a launcher started this process; by default the real one.
+    """
+
+    def __init__(
+        self, gone: Callable[[], None], *, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._gone = gone
+        environment = os.environ if environment is None else environment
+        started = all(name in environment for name in _SIGNS_OF_A_LAUNCHER)
+        self._parent = os.getppid()
+        self.launchers = _launchers() if started else []
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="launcher", daemon=True)
+
+    def start(self) -> None:
+        """Starts to watch."""
+        if self.launchers:
+            self._thread.start()
+
+    def close(self) -> None:
+        """Watches no longer."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_SECONDS_BETWEEN_LOOKS):
+            if os.getppid() != self._parent or not all(map(_is_alive, self.launchers)):
+                self._gone()
+                return
+
+
+def _launchers() -> list[psutil.Process]:
+    """The parent, unless it is a shell, and all of the deepspeed launcher above it."""
+    found: list[psutil.Process] = []
+    try:
+        process = psutil.Process().parent()
+        while process is not None:
+            if (found or process.name() in _SHELLS) and not is_deepspeed(process.cmdline()):
+                break
+            found.append(process)
+            process = process.parent()
+    except psutil.Error:
+        pass  # of another user, or just gone: what was found is watched
+    return found
+
+
+def is_deepspeed(command: Sequence[str]) -> bool:
+    """Whether a command line is the deepspeed launcher's: `deepspeed …` or one of its modules."""
+    # The words after the interpreter and its options; those of a script may say anything.
+    words = [word for word in command[:5] if not word.startswith("-")][:2]
+    return any(word in _DEEPSPEED or PurePath(word).name == "deepspeed" for word in words)
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True

@@ -1,0 +1,105 @@
+"""Ends a process that makes no progress, and says where it hangs and which ranks are behind."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import threading
+import time
+
+from msam_scale.supervision.heartbeats import Heartbeats
+from msam_scale.supervision.own_frames import place_of_main_thread
+
+_MOST_SECONDS_BETWEEN_LOOKS = 1.0
+_HANGS = 1  # the exit code
+
+
+class Watchdog:
+    """A thread that waits for beats.
+
+    The time that the whole process is stopped (`SIGSTOP`, a suspended job) does not count.
+
+    Args:
+        timeout: seconds without a beat after which the process ends; None: never.
+        rank: of this process, for what it says.
+    """
+
+    def __init__(self, *, timeout: float | None, rank: int) -> None:
+        self._timeout, self._rank = timeout, rank
+        self._mark = (0, "starting")
+        self.heartbeats: Heartbeats | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    @property
+    def mark(self) -> tuple[int, str]:
+        """Step and phase of the last beat."""
+        return self._mark
+
+    def start(self) -> None:
+        """Starts to watch."""
+        if self._timeout is not None:
+            self._thread.start()
+
+    def beat(self, *, phase: str, step: int | None = None) -> None:
+        """Marks progress.
+
+        Args:
+            phase: what begins: `starting`, `loading data`, `step`, `evaluation`, `sharpness` or
+                `saving`.
+            step: the step that it belongs to; by default that of the last beat.
+        """
+        # A new tuple each time, which the thread tells from the last one by its identity.
+        self._mark = (self._mark[0] if step is None else step, phase)
+
+    def close(self) -> None:
+        """Watches no longer."""
+        self._closed.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self) -> None:
+        assert self._timeout is not None
+        interval = min(_MOST_SECONDS_BETWEEN_LOOKS, self._timeout / 10)
+        seen, waited, last_look = self._mark, 0.0, time.monotonic()
+        while not self._closed.wait(interval):
+            now = time.monotonic()
+            # A look that comes far too late says that the process was stopped.
+            waited += min(now - last_look, 2 * interval)
+            last_look = now
+            if self._mark is not seen:
+                seen, waited = self._mark, 0.0
+            elif waited > self._timeout:
+                self._end()
+
+    def _end(self) -> None:
+        try:
+            step, phase = self._mark
+            place = place_of_main_thread()
+            faulthandler.dump_traceback(file=2, all_threads=True)
+            behind = self._ranks_behind(step, phase)
+            text = (
+                f"msam-scale, rank {self._rank}: no progress for {self._timeout:g} s in {phase} of "
+                f"step {step}; waiting in {place}{behind}\n"
+            )
+            # os.write: another thread may hold the lock of sys.stderr for ever.
+            os.write(2, text.encode())
+        finally:
+            os._exit(_HANGS)
+
+    def _ranks_behind(self, step: int, phase: str) -> str:
+        if self.heartbeats is None:
+            return ""
+        found = self.heartbeats.survey()
+        if found is None:
+            return "; which ranks have not come as far is not known: their store does not answer"
+        beats, silent = found
+        parts = []
+        for rank in sorted({*silent, *beats} - {self._rank}):
+            beat = beats.get(rank)
+            if beat is None:
+                parts.append(f"rank {rank} (never heard of)")
+            elif rank in silent or beat.is_behind(step, phase):
+                state = ", no longer heard of" if rank in silent else ""
+                parts.append(f"rank {rank} ({beat.phase} of step {beat.step}{state})")
+        return f"; ranks that have not come as far: {', '.join(parts) or 'none'}"

@@ -1,0 +1,116 @@
+"""Going on from a checkpoint: the newest one that is intact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_pipelines.errors import UserError
+from msam_scale.checkpoint import (
+    DamagedCheckpointError,
+    Manifest,
+    Progress,
+    mark_latest,
+    set_aside,
+    step_folders,
+)
+
+
+class Loads(Protocol):
+    """What is asked of an engine."""
+
+    def load_checkpoint(self, location: str | Path) -> dict[str, Any]:
+        """Goes on where a checkpoint was saved."""
+        ...
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The checkpoints that a run may go on from.
+
+    Attributes:
+        usable: newest first; empty for a fresh start.
+        damaged: what is wrong with the others, by folder.
+        is_explicit: the user has named the one, and no other will do.
+    """
+
+    usable: tuple[Path, ...] = ()
+    damaged: Mapping[Path, str] = field(default_factory=dict)
+    is_explicit: bool = False
+
+    @classmethod
+    def in_directory(cls, directory: Path) -> Candidates:
+        """What `checkpoint.resume: auto` chooses from; looks at small files and sizes alone.
+
+        Raises:
+            UserError: there are checkpoints, and none of them can be used.
+        """
+        usable: list[Path] = []
+        damaged: dict[Path, str] = {}
+        for folder in reversed(step_folders(directory)):
+            try:
+                Manifest.read(folder).check_sizes(folder)
+                Progress.read(folder)
+            except DamagedCheckpointError as error:
+                damaged[folder] = str(error)
+            else:
+                usable.append(folder)
+        found = cls(tuple(usable), damaged)
+        if damaged and not usable:
+            raise found._exhausted()
+        return found
+
+    @property
+    def newest(self) -> Path | None:
+        """The one to go on from."""
+        return self.usable[0] if self.usable else None
+
+    def within(self, directory: Path) -> tuple[Path, ...]:
+        """Those to go on from, newest first, where they are a run's own."""
+        if self.newest is None or self.newest.resolve().parent != directory.resolve():
+            return ()
+        return self.usable
+
+    def load(self, engine: Loads) -> tuple[dict[str, Any], Candidates]:
+        """Has an engine take the newest that is as it was written. Collective.
+
+        Returns:
+            The `extra` that was saved with it, and the candidates without those that turned out
+            damaged.
+
+        Raises:
+            UserError: none is intact, or it is of another model or optimizer.
+        """
+        candidates = self
+        while (newest := candidates.newest) is not None:
+            try:
+                return engine.load_checkpoint(newest), candidates
+            except DamagedCheckpointError as error:
+                if self.is_explicit:
+                    raise
+                damaged = {**candidates.damaged, newest: str(error)}
+                candidates = Candidates(candidates.usable[1:], damaged)
+        raise candidates._exhausted()
+
+    def put_in_order(self) -> list[str]:
+        """Renames damaged checkpoints, so that nothing takes them for good ones.
+
+        Returns:
+            What to tell the user: the file of each that is damaged, and where it is now.
+        """
+        told = [
+            f"passed over {folder.name}: {message}; it is kept as {set_aside(folder).name}"
+            for folder, message in sorted(self.damaged.items(), reverse=True)
+        ]
+        if self.damaged and self.newest is not None:
+            mark_latest(self.newest.parent, self.newest)
+        return told
+
+    def _exhausted(self) -> UserError:
+        faults = "; ".join(message for _, message in sorted(self.damaged.items(), reverse=True))
+        return UserError(
+            f"no checkpoint of this run is intact: {faults}; choose another run.name to start "
+            "anew, or the path of a checkpoint elsewhere as checkpoint.resume"
+        )
