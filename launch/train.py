@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
-import torch.distributed as dist
 
 from data_pipelines.errors import UserError
 from launch.arguments import add_config_arguments
@@ -131,10 +130,7 @@ def _prepare_on_all(config: str, *, overrides: Sequence[str], ranks: Ranks) -> P
         start = prepared.folder.resume_from, prepared.data.train.index.fingerprint
     except UserError as error:
         message = str(error)
-    found = [(message, start)]
-    if ranks.world is not None:
-        found = [(None, None)] * ranks.size
-        dist.all_gather_object(found, (message, start), group=ranks.world)
+    found = ranks.gathered((message, start))
     for rank, (message, start) in enumerate(found):
         if message is not None:
             raise UserError(message if rank == 0 else f"rank {rank}: {message}")

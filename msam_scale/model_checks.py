@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -36,8 +35,7 @@ def check_ranks_agree(model: nn.Module, config: Config, *, ranks: Ranks) -> None
     for name, parameter in model.named_parameters():
         trained = "trained" if parameter.requires_grad else "frozen"
         own[f"parameter {name}"] = f"{tuple(parameter.shape)} {parameter.dtype} {trained}"
-    all_ranks: list[dict[str, str]] = [{}] * ranks.size
-    dist.all_gather_object(all_ranks, own, group=ranks.world)
+    all_ranks = ranks.gathered(own)
     for rank, other in enumerate(all_ranks):
         for key in {**all_ranks[0], **other}:
             if other.get(key) != all_ranks[0].get(key):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -12,6 +13,8 @@ import torch
 from filelock import FileLock
 from rank_pool import OnRanks, RankPool
 from report import found_here, tables, take_over
+
+from data_pipelines import prepare
 
 torch.set_num_threads(1)
 # Commands that tests start, too, unless the machine is theirs.
@@ -40,6 +43,12 @@ def on_ranks(pools: dict[int, RankPool]) -> OnRanks:
         return pools[size].run(function, *arguments, **named)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the prepared digits; nobody writes there."""
+    return prepare("digits", out=tmp_path_factory.mktemp("data") / "digits").directory
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from pathlib import Path
 
 import psutil
 import torch
+from killed_rank import STAGES
 
 from data_pipelines import prepare
 from msam_scale.checkpoint import faults_of, read_weights, step_folders, step_of
@@ -43,16 +44,6 @@ checkpoint: {every: 1, keep: 2}
 monitor: {every: 1, tensorboard: false}
 """
 _SECONDS_TO_END = 120.0
-STAGES = (
-    "before",
-    "during data",
-    "before the progress",
-    "before the manifest",
-    "before the rename",
-    "before latest",
-    "before deletion",
-    "during deletion",
-)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def edit_progress(folder: str | Path, edit: Callable[[dict[str, Any]], None]) ->
     progress = json.loads(path.read_text())
     edit(progress)
     path.write_text(json.dumps(progress))
-    _reseal(folder)
+    reseal(folder)
 
 
 def rewrite_tensors(folder: str | Path, tensors: Mapping[str, torch.Tensor]) -> None:
@@ -95,11 +95,11 @@ def rewrite_tensors(folder: str | Path, tensors: Mapping[str, torch.Tensor]) -> 
     for path in folder.glob("*.safetensors"):
         path.unlink()
     write_shards([Piece.whole(*item) for item in tensors.items()], folder=folder, rank=0)
-    _reseal(folder)
+    reseal(folder)
 
 
-def _reseal(folder: Path) -> None:
-    step = json.loads((folder / PROGRESS).read_text())["step"]
+def reseal(folder: Path) -> None:
+    """Gives a checkpoint whose files were changed the manifest that fits them."""
     paths = [folder / PROGRESS, *folder.glob("*.safetensors")]
     files = {path.name: FileRecord.of(path) for path in paths}
-    (folder / MANIFEST).write_bytes(Manifest(step=step, files=files).to_bytes())
+    (folder / MANIFEST).write_bytes(Manifest(files=files).to_bytes())

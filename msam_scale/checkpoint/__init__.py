@@ -1,13 +1,10 @@
 """Checkpoints: sharded safetensors and JSON in a folder that appears whole or not at all."""
 
-from msam_scale.checkpoint.commit import verify_together
 from msam_scale.checkpoint.errors import DamagedCheckpointError, NotWrittenError
 from msam_scale.checkpoint.folder import (
     clear_leftovers,
-    latest_checkpoint,
     mark_latest,
     set_aside,
-    step_folder,
     step_folders,
     step_of,
 )
@@ -35,15 +32,12 @@ __all__ = [
     "clear_leftovers",
     "faults_of",
     "find_checkpoint",
-    "latest_checkpoint",
     "load_checkpoint",
     "load_weights",
     "mark_latest",
     "read_weights",
     "set_aside",
     "snapshot_of",
-    "step_folder",
     "step_folders",
     "step_of",
-    "verify_together",
 ]

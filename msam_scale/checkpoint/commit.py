@@ -102,7 +102,7 @@ def _finish(
         return
     files = {name: record for own in records for name, record in own.items()}
     files[PROGRESS] = _write_progress(snapshot.progress, partial)
-    _write_manifest(partial, step=snapshot.progress.step, files=files)
+    _write_manifest(partial, files)
     _give_name(partial, folder)
     mark_latest(snapshot.directory, folder)
     if snapshot.keep is not None:
@@ -119,9 +119,9 @@ def _write_progress(progress: Progress, partial: Path) -> FileRecord:
     return FileRecord.of(path)
 
 
-def _write_manifest(partial: Path, *, step: int, files: Mapping[str, FileRecord]) -> None:
+def _write_manifest(partial: Path, files: Mapping[str, FileRecord]) -> None:
     path = partial / MANIFEST
-    path.write_bytes(Manifest(step=step, files=files).to_bytes())
+    path.write_bytes(Manifest(files=files).to_bytes())
     flush(path)
     flush(partial)
 
@@ -131,7 +131,12 @@ def _give_name(partial: Path, folder: Path) -> None:
     old = None
     if folder.is_dir():
         old = folder.rename(folder.with_name(f"{partial.name}-replaced"))
-    rename_to_new(partial, folder)
+    try:
+        rename_to_new(partial, folder)
+    except OSError:
+        if old is not None:
+            old.rename(folder)
+        raise
     flush(folder.parent)
     if old is not None:
         shutil.rmtree(old)

@@ -18,16 +18,12 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpointError: there is no regular file, or it holds something else.
     """
+    check_regular(path)
     try:
-        check_regular(path)
-        with path.open("rb") as file:
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise DamagedCheckpointError(f"{path}: damaged: larger than any that is written")
-        value = json.loads(content)
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError("it is larger than any that is written")
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, DamagedCheckpointError):
-            raise
         raise DamagedCheckpointError(f"{path}: damaged: cannot be read: {error}") from error
     if not isinstance(value, dict):
         raise DamagedCheckpointError(f"{path}: damaged: no JSON object")

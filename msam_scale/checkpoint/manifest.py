@@ -43,7 +43,6 @@ class Manifest(BaseModel):
     Attributes:
         format: tells what this is.
         version: of the format.
-        step: optimizer steps done.
         files: by name.
     """
 
@@ -51,7 +50,6 @@ class Manifest(BaseModel):
 
     format: str = FORMAT
     version: int = VERSION
-    step: int = Field(ge=0)
     files: Mapping[str, FileRecord]
 
     @classmethod

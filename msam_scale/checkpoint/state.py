@@ -101,20 +101,9 @@ def load_checkpoint(
             f"{optimizer_name(sharding)}; the optimizer of before works"
         )
     shards = Shards(folder, manifest)
-    weights, averaged = shards.under(MODEL), shards.under(AVERAGE)
+    weights = shards.under(MODEL)
     _check_names(weights, expected=engine.whole_state)
-    if engine.average is not None:
-        engine.average.check_outside("load_checkpoint")
-        if not averaged:
-            raise UserError(
-                f"{folder}: holds no average of the weights; training.ema: null, as when it was "
-                "saved, works"
-            )
-        _check_names(averaged, expected=engine.whole_state)
-        sharding.load(averaged, shards.under(OPTIMIZER))
-        engine.average.copy_from_weights()
-    elif averaged:
-        _logger.warning("%s: its averaged weights are left out: training.ema is null", folder)
+    _load_average(engine, sharding, shards)
     try:
         sharding.load(weights, shards.under(OPTIMIZER))
     except UserError as error:
@@ -125,12 +114,33 @@ def load_checkpoint(
     return dict(progress.extra)
 
 
-def read_weights(folder: Path, *, averaged: bool = False) -> TensorsUnder:
+def _load_average(engine: Checkpointable, sharding: Sharding, shards: Shards) -> None:
+    """By way of the model, whose own weights are loaded afterwards."""
+    averaged = shards.under(AVERAGE)
+    if engine.average is None:
+        if averaged:
+            _logger.warning(
+                "%s: its averaged weights are left out: training.ema is null", shards.folder
+            )
+        return
+    engine.average.check_outside("load_checkpoint")
+    if not averaged:
+        raise UserError(
+            f"{shards.folder}: holds no average of the weights; training.ema: null, as when it was "
+            "saved, works"
+        )
+    _check_names(averaged, expected=engine.whole_state)
+    sharding.load(averaged, None)
+    engine.average.copy_from_weights()
+
+
+def read_weights(folder: Path, *, averaged: bool = False, verifies: bool = True) -> TensorsUnder:
     """The weights of a checkpoint, in this process alone, each read when it is asked for.
 
     Args:
         folder: the checkpoint's.
         averaged: their average is wanted, which `training.ema` keeps.
+        verifies: whether the files are read through first; for names and shapes they need not.
 
     Raises:
         DamagedCheckpointError: a file with tensors is not as it was written.
@@ -138,9 +148,10 @@ def read_weights(folder: Path, *, averaged: bool = False) -> TensorsUnder:
     """
     manifest = Manifest.read(folder)
     manifest.check_sizes(folder)
-    for name in manifest.files:
-        if name.endswith(SUFFIX):
-            manifest.verify_file(folder, name)
+    if verifies:
+        for name in manifest.files:
+            if name.endswith(SUFFIX):
+                manifest.verify_file(folder, name)
     weights = Shards(folder, manifest).under(AVERAGE if averaged else MODEL)
     if not weights:
         raise UserError(f"{folder}: holds no averaged weights; a run with training.ema keeps them")
@@ -160,7 +171,7 @@ def load_weights(folder: Path, model: nn.Module, *, averaged: bool = False) -> N
     """
     weights = read_weights(folder, averaged=averaged)
     _check_names(weights, expected=model.state_dict(), types=False)
-    model.load_state_dict(dict(_all_of(weights)))
+    model.load_state_dict(dict(weights))
 
 
 def optimizer_name(sharding: Sharding) -> str:
@@ -192,10 +203,6 @@ def _averaged_pieces(average: WeightAverage, sharding: Sharding) -> list[Piece]:
             )
             for piece in sharding.model_pieces()
         ]
-
-
-def _all_of(weights: TensorsUnder) -> Iterator[tuple[str, torch.Tensor]]:
-    return ((name, weights[name]) for name in weights)
 
 
 def _check_names(

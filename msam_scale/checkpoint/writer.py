@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from pathlib import Path
 
@@ -9,11 +10,14 @@ from msam_scale.checkpoint.commit import write_checkpoint
 from msam_scale.checkpoint.snapshot import Snapshot, Staging
 from msam_scale.ranks import Ranks
 
+_logger = logging.getLogger("msam_scale")
+
 
 class PendingCheckpoint:
     """A checkpoint that is being written."""
 
     def __init__(self, snapshot: Snapshot, ranks: Ranks) -> None:
+        self._is_told = False
         self._folder: Path | None = None
         self._error: BaseException | None = None
         self._thread = threading.Thread(
@@ -33,14 +37,17 @@ class PendingCheckpoint:
             NotWrittenError: a file system refused, on all ranks alike.
         """
         self._thread.join()
+        self._is_told = True
         if self._error is not None:
             raise self._error
         assert self._folder is not None
         return self._folder
 
     def wait(self) -> None:
-        """Waits for its end, however it ended."""
+        """Waits for its end; a failure that nobody has asked for is logged."""
         self._thread.join()
+        if self._error is not None and not self._is_told:
+            _logger.warning("%s", self._error)
 
     def _write(self, snapshot: Snapshot, ranks: Ranks) -> None:
         try:
@@ -69,7 +76,6 @@ class CheckpointWriter:
             NotWrittenError: a file system refuses, on all ranks alike.
         """
         self.wait()
-        snapshot.ready()
         return write_checkpoint(snapshot, self._ranks)
 
     def begin(self, snapshot: Snapshot) -> PendingCheckpoint:
@@ -80,7 +86,7 @@ class CheckpointWriter:
         return self._pending
 
     def wait(self) -> None:
-        """Waits for what is being written; how it ended is told by `PendingCheckpoint.result`."""
+        """Waits for what is being written; its `result` tells the caller how it ended."""
         if self._pending is not None:
             self._pending.wait()
             self._pending = None

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import isfinite
 
-import torch.distributed as dist
-
 from msam_scale.batch_tree import Batch, num_samples
 from msam_scale.flatness.gradient_difference import DifferenceCurvature
 from msam_scale.flatness.hessian_vector import check_batches
@@ -162,11 +160,7 @@ def _micro_batches(batches: Iterable[Batch], *, ranks: Ranks) -> tuple[int, int]
     They are the first ones: batches of another size, and those that a rank has no more of, come
     last and are left out.
     """
-    own = [num_samples(batch) for batch in batches]
-    sizes: list[list[int]] = [own]
-    if ranks.world is not None:
-        sizes = [[] for _ in range(ranks.size)]
-        dist.all_gather_object(sizes, own, group=ranks.world)
+    sizes = ranks.gathered([num_samples(batch) for batch in batches])
     totals = [sum(parts) for parts in zip(*sizes, strict=False)]
     count = next((i for i, total in enumerate(totals) if total != totals[0]), len(totals))
     return totals[0], count

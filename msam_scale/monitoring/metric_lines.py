@@ -38,18 +38,19 @@ class MetricLines:
             for name, value in values.items()
         }
         self._unwritten += json.dumps(line).encode() + b"\n"
+        self._write_out("training goes on, and what is missing is written when there is room")
+
+    def close(self) -> None:
+        """Writes what is left, and closes the file."""
+        self._write_out("the last lines are missing")
+        self._file.close()
+
+    def _write_out(self, consequence: str) -> None:
         try:
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
         except OSError as error:
-            self._warn(
-                f"warning: {self._path}: {error}; training goes on, and what is missing is written "
-                "when there is room"
-            )
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._file.close()
+            self._warn(f"warning: {self._path}: {error}; {consequence}")
 
 
 def read_metric_lines(path: Path) -> list[dict[str, Any]]:

@@ -198,10 +198,9 @@ class BufferedSharding(ABC):
         if self._loss_scale is not None:
             self._loss_scale.update(skip)
 
-    def full_state_dict(self, *, first_rank_only: bool = False) -> dict[str, torch.Tensor]:
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
         """Whole parameters and buffers, as CPU tensors."""
-        keeps = self._ranks.is_first or not first_rank_only
-        return full_state_dict(self.model, keeps=keeps)
+        return full_state_dict(self.model)
 
     def model_pieces(self) -> list[Piece]:
         """This rank's part of parameters and buffers."""
@@ -211,7 +210,7 @@ class BufferedSharding(ABC):
         """This rank's part of the optimizer's state."""
         return self._saved(optimizer_state(self.optimizer, self.model))
 
-    def load(self, weights: SavedTensors, optimizer_state: SavedTensors) -> None:
+    def load(self, weights: SavedTensors, optimizer_state: SavedTensors | None) -> None:
         """Takes this rank's parts of saved tensors."""
         load_state(self.optimizer, self.model, weights, optimizer_state)
 

@@ -136,7 +136,7 @@ class FullySharding(BufferedSharding):
         self._reshard()
         return super().optimizer_pieces()
 
-    def load(self, weights: SavedTensors, optimizer_state: SavedTensors) -> None:
+    def load(self, weights: SavedTensors, optimizer_state: SavedTensors | None) -> None:
         """Takes this rank's shards of saved tensors."""
         self._reshard()
         super().load(weights, optimizer_state)

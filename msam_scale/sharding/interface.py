@@ -149,12 +149,8 @@ class Sharding(Protocol):
         """
         ...
 
-    def full_state_dict(self, *, first_rank_only: bool = False) -> dict[str, torch.Tensor]:
-        """Whole parameters and buffers under their original names, as CPU tensors. Collective.
-
-        Args:
-            first_rank_only: the other ranks get an empty dict, and hold no copy.
-        """
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
+        """Whole parameters and buffers under their original names, as CPU tensors. Collective."""
         ...
 
     def model_pieces(self) -> list[Piece]:
@@ -171,8 +167,10 @@ class Sharding(Protocol):
         """
         ...
 
-    def load(self, weights: SavedTensors, optimizer_state: SavedTensors) -> None:
+    def load(self, weights: SavedTensors, optimizer_state: SavedTensors | None) -> None:
         """Takes what the pieces of all ranks make up, saved at any layout. Collective.
+
+        Without `optimizer_state` the optimizer stays as it is.
 
         Settings of the optimizer, such as the learning rate, stay as they are.
 

@@ -27,22 +27,19 @@ STATE_SEPARATOR = "//"
 STATE_NUMBERS = frozenset({"step", "mu_product", "eta", "mu"})
 
 
-def full_state_dict(model: nn.Module, *, keeps: bool) -> dict[str, torch.Tensor]:
+def full_state_dict(model: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers under their own names as CPU tensors, one gathered after the other.
 
     Args:
         model: replicated, or with DTensors. Collective in the second case.
-        keeps: whether this rank wants the result; without, it takes part and returns nothing.
 
     Raises:
         UserError: the model has extra state that is no tensor.
     """
-    whole: dict[str, torch.Tensor] = {}
-    for name, value in model_state(model):
-        tensor = _whole(value)
-        if keeps:
-            whole[name.removeprefix(MODEL)] = tensor.to("cpu", copy=True)
-    return whole
+    return {
+        name.removeprefix(MODEL): _whole(value).to("cpu", copy=True)
+        for name, value in model_state(model)
+    }
 
 
 def model_state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -91,7 +88,7 @@ def load_state(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
     weights: SavedTensors,
-    optimizer_state: SavedTensors,
+    optimizer_state: SavedTensors | None,
 ) -> None:
     """Copies saved tensors into the model and the optimizer, whatever part of them is here.
 
@@ -99,16 +96,18 @@ def load_state(
         optimizer: settings such as the learning rate stay as they are.
         model: its parameters and buffers are written in place.
         weights: every name of the model's state dict.
-        optimizer_state: tensors named `PARAMETER//STATE`.
+        optimizer_state: tensors named `PARAMETER//STATE`; None: the optimizer's stays.
 
     Raises:
         UserError: the optimizer's state belongs to other parameters.
     """
     named = list(_trained(optimizer, model))
-    keys = state_keys(optimizer_state, names=[name for name, _ in named])
+    keys = state_keys(optimizer_state or {}, names=[name for name, _ in named])
     with torch.no_grad():
         for name, own in model.state_dict().items():
             own.copy_(_part(weights, name, like=own))
+    if optimizer_state is None:
+        return
     position = {
         parameter: index
         for index, parameter in enumerate(

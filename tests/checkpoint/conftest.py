@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines import prepare
-
 _SMALL = """
 model: {source: msam_scale, name: wrn-10-1}
 data: {train: DIGITS/train, val: DIGITS/val}
@@ -17,12 +15,6 @@ optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5.0e-4}
 training: {steps: 4}
 monitor: {every: 2}
 """
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the prepared digits."""
-    return prepare("digits", out=tmp_path_factory.mktemp("data") / "digits").directory
 
 
 @pytest.fixture

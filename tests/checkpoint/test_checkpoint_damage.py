@@ -14,7 +14,8 @@ import torch
 from engine_models import mini_batch
 from engine_runs import Run, engine_for, own_part, settings
 from rank_pool import OnRanks
-from saved_state import rewrite_tensors
+from safetensors.torch import save_file
+from saved_state import edit_progress, reseal, rewrite_tensors
 
 from data_pipelines.errors import UserError
 from launch.cli import main
@@ -202,8 +203,6 @@ def test_a_hostile_checkpoint_is_refused(name: str, complaint: str, tmp_path: Pa
 
 def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
     """Parts that overlap, leave gaps or claim places that are not theirs."""
-    from safetensors.torch import save_file
-
     engine = engine_for(Run(settings(micro_batches=4)))
     folder = engine.save_checkpoint(tmp_path)
     tensors = {name: value.clone() for name, value in read_weights(folder).items()}
@@ -213,9 +212,7 @@ def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
         path = folder / "tensors-00000-00000.safetensors"
         some = {"model/head.weight": tensors["head.weight"]}
         save_file(some, path, metadata={"DCP_SHARDING_INFO": offsets})
-        from saved_state import _reseal
-
-        _reseal(folder)
+        reseal(folder)
         assert any(complaint in fault for fault in faults_of(folder)), list(faults_of(folder))
         with pytest.raises(UserError, match=complaint):
             engine.load_checkpoint(folder)
@@ -229,8 +226,6 @@ def test_headers_that_lie_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_config_inside_that_is_none_is_refused(tmp_path: Path) -> None:
-    from saved_state import edit_progress
-
     engine = engine_for(Run(settings(micro_batches=4)))
     folder = engine.save_checkpoint(tmp_path)
     edit_progress(folder, lambda progress: progress["config"].update(run="code"))

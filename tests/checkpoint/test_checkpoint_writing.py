@@ -239,3 +239,42 @@ def test_extra_that_is_no_json_is_refused_before_anything_is_written(tmp_path: P
     with pytest.raises((TypeError, ValueError)):
         engine.save_checkpoint(tmp_path, extra={"tensor": torch.zeros(1)})
     assert not list(tmp_path.iterdir())
+
+
+def test_one_whose_replacement_gets_no_name_stays(tmp_path: Path) -> None:
+    engine = engine_for(Run(settings(micro_batches=4)))
+    saved = engine.save_checkpoint(tmp_path)
+
+    def refused(*_: Any) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with replaced(commit, "rename_to_new", refused), pytest.raises(NotWrittenError):
+        engine.save_checkpoint(tmp_path)
+    assert not list(faults_of(saved))
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", saved.name}
+
+
+def test_old_ones_that_cannot_be_removed_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_for(Run(settings(micro_batches=4)))
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with replaced(commit, "prune_checkpoints", refused):
+        saved = engine.save_checkpoint(tmp_path, keep=1)
+    assert not list(faults_of(saved))
+    assert "old checkpoints stay: " in caplog.text
+
+
+def test_a_failure_that_nobody_asks_for_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = engine_for(Run(settings(micro_batches=4)))
+    engine.save_checkpoint(tmp_path)
+    with _files_of_at_most(1000):
+        pending = engine.begin_checkpoint(tmp_path)
+        pending.wait()
+    engine.load_checkpoint(tmp_path)
+    assert "the checkpoint could not be written: " in caplog.text

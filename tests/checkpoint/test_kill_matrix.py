@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 from kill_matrix import Job, Kill, assert_same_weights, kill_and_look
 from rank_pool import OnRanks
 from runs_on_ranks import train
+from saved_state import checkpoint_tensors, rewrite_tensors
+
+from msam_scale.checkpoint import step_folders
 
 _NUM_STEPS = 9
 
@@ -32,8 +34,9 @@ def test_a_killed_job_ends_as_one_that_nobody_disturbed(home: Path, on_ranks: On
     assert steps[-1] < _NUM_STEPS, "it was cut off before its end"
     on_ranks(2, train, str(killed.config), str(home), [])
     assert_same_weights(whole, killed)
-    # That the comparison can fail: other data, other weights.
-    other = dict(killed.weights())
-    name = next(iter(other))
-    other[name] = other[name] + 1
-    assert not torch.equal(other[name], whole.weights()[name])
+    # That the comparison can fail.
+    newest = step_folders(killed.checkpoints)[-1]
+    tensors = checkpoint_tensors(newest)
+    rewrite_tensors(newest, {name: tensor + 1 for name, tensor in tensors.items()})
+    with pytest.raises(AssertionError):
+        assert_same_weights(whole, killed)

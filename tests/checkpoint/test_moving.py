@@ -12,6 +12,8 @@ from rank_pool import OnRanks
 from runs_on_ranks import train
 from saved_state import checkpoint_tensors
 
+from msam_scale.export import load_trained_model
+
 _STEPS = 9
 _WORDS = (
     "data.val=null",
@@ -55,6 +57,9 @@ def test_a_run_moves_between_strategies_and_numbers_of_ranks(
         saved = max(Path("runs/moved/checkpoints").glob("step-*"))
         files = {path.name.split("-")[1] for path in saved.glob("tensors-*")}
         assert len(files) == size, "each rank has written"
+        exported = load_trained_model(saved).model.state_dict()
+        tensors = checkpoint_tensors(saved)
+        assert all(torch.equal(tensors[f"model/{name}"], exported[name]) for name in exported)
     figures = ("step", "loss", "grad_norm", "ascent_norm", "lr")
     for line, expected in zip(_lines("moved"), _lines("whole"), strict=True):
         assert [line[name] for name in figures] == pytest.approx(

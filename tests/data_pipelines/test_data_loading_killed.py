@@ -7,23 +7,14 @@ import threading
 from pathlib import Path
 
 import pytest
+from endless_loading import endless_loader
 from shards import make_photos
 
-from data_pipelines import MicroBatchLoader, UserError, transform_preset
+from data_pipelines import UserError
 
 
 def test_a_killed_worker_is_named(tmp_path: Path) -> None:
-    loader = MicroBatchLoader(
-        make_photos(tmp_path / "photos", 16),
-        order="global",
-        seed=0,
-        batch_size=8,
-        positions=[range(8)],
-        transform=transform_preset("none"),
-        num_workers=2,
-        first_step=0,
-        num_steps=10**6,
-    )
+    loader = endless_loader(make_photos(tmp_path / "photos", 16))
     others = {child.pid for child in multiprocessing.active_children()}
     batches = iter(loader)
     next(batches)

@@ -8,24 +8,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
+from endless_loading import endless_loader
 from shards import make_photos
 
-from data_pipelines import MicroBatchLoader, SampleIndex, transform_preset
+from data_pipelines import SampleIndex
 
 
 def _load_for_ever(index: SampleIndex, connection: Connection) -> None:
-    loader = MicroBatchLoader(
-        index,
-        order="global",
-        seed=0,
-        batch_size=8,
-        positions=[range(8)],
-        transform=transform_preset("none"),
-        num_workers=2,
-        first_step=0,
-        num_steps=10**6,
-    )
-    for _ in loader:
+    for _ in endless_loader(index):
         connection.send(1)
 
 

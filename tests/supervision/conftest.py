@@ -1,4 +1,4 @@
-"""The digits, and a run that nothing disturbs."""
+"""A run that nothing disturbs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from live_runs import SETTINGS
 
-from data_pipelines import prepare
 from launch.cli import main
 
 CONFIG = """
@@ -24,10 +23,9 @@ monitor: {progress: false}
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def config(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[str]:
     """A config in a folder that is the working folder, with an undisturbed run `whole`."""
     folder = tmp_path_factory.mktemp("stopping")
-    digits = prepare("digits", out=folder / "digits").directory
     path = folder / "small.yaml"
     path.write_text(CONFIG.replace("DIGITS", str(digits)))
     with pytest.MonkeyPatch.context() as patch:

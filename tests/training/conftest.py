@@ -1,12 +1,10 @@
-"""The digits, prepared once for all tests of training runs."""
+"""A small run of the digits."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-
-from data_pipelines import prepare
 
 # A run of a few seconds: the smallest wide ResNet, 11 steps an epoch.
 SMALL = """
@@ -19,12 +17,6 @@ schedule: {name: one_cycle, warmup: 0.1}
 training: {steps: 12, label_smoothing: 0.1, eval_every: 6}
 monitor: {every: 2}
 """
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the prepared digits."""
-    return prepare("digits", out=tmp_path_factory.mktemp("data") / "digits").directory
 
 
 @pytest.fixture

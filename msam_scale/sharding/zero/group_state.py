@@ -60,39 +60,45 @@ class GroupState:
         self,
         optimizer: torch.optim.Optimizer,
         weights: SavedTensors,
-        optimizer_state: SavedTensors,
+        optimizer_state: SavedTensors | None,
     ) -> None:
         """Writes saved tensors into the model, and this rank's pieces into the optimizer."""
         names = dict(self._names())
-        keys = state_keys(optimizer_state, names=list(names.values()))
+        keys = state_keys(optimizer_state or {}, names=list(names.values()))
         with torch.no_grad():
             for name, own in self._model.state_dict().items():
                 own.copy_(weights[name])
             private_api.refresh_masters(self._engine)
+            if optimizer_state is None:
+                return
             optimizer.state.clear()
             for stepped, starts in zip(self._stepped, self._starts, strict=True):
                 for parameter, start in starts.items():
-                    name = names[parameter]
-                    for key in keys.get(name, ()):
-                        entry = f"{name}{STATE_SEPARATOR}{key}"
+                    for key in keys.get(names[parameter], ()):
+                        name = f"{names[parameter]}{STATE_SEPARATOR}{key}"
                         state = optimizer.state[stepped]
-                        if key in STATE_NUMBERS or optimizer_state.shape(entry) != parameter.shape:
-                            number = optimizer_state[entry]
+                        if key in STATE_NUMBERS or optimizer_state.shape(name) != parameter.shape:
+                            number = optimizer_state[name]
                             state[key] = private_api.number_for(optimizer, number)
                             continue
                         if not isinstance(state.get(key), torch.Tensor):
                             state[key] = torch.zeros_like(stepped)
-                        begin = dist.get_rank() * stepped.numel()
-                        first, last = _common(start, parameter.numel(), begin, stepped.numel())
-                        if first < last:
-                            part = optimizer_state.elements(entry, first - start, last - start)
-                            state[key].view(-1)[first - begin : last - begin].copy_(part)
+                        _write_common(state[key].view(-1), optimizer_state, name, start=start)
 
     def _names(self) -> Iterator[tuple[nn.Parameter, str]]:
         trained = {parameter for group in self._groups for parameter in group}
         for name, parameter in self._model.named_parameters():
             if parameter in trained:
                 yield parameter, name
+
+
+def _write_common(piece: torch.Tensor, saved: SavedTensors, name: str, *, start: int) -> None:
+    """Writes what of a saved tensor, which begins at `start` of its group, is in this rank's."""
+    begin = dist.get_rank() * piece.numel()
+    first, last = _common(start, saved.shape(name).numel(), begin, piece.numel())
+    if first < last:
+        part = saved.elements(name, first - start, last - start)
+        piece[first - begin : last - begin].copy_(part)
 
 
 def _common(start: int, length: int, other_start: int, other_length: int) -> tuple[int, int]:

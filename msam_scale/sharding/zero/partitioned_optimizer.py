@@ -96,6 +96,6 @@ class OptimizerPartitioning(ReplicatedSharding):
         """This rank's partition of the optimizer's state."""
         return self._state.optimizer_pieces(self.optimizer, ranks=self._ranks)
 
-    def load(self, weights: SavedTensors, optimizer_state: SavedTensors) -> None:
+    def load(self, weights: SavedTensors, optimizer_state: SavedTensors | None) -> None:
         """Takes whole weights and this rank's partition of the optimizer's state."""
         self._state.load(self.optimizer, weights, optimizer_state)

@@ -243,10 +243,9 @@ class ParameterPartitioning:
             torch._foreach_copy_(offloaded, self.ascent_gradient.views)
         self._step()
 
-    def full_state_dict(self, *, first_rank_only: bool = False) -> dict[str, torch.Tensor]:
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
         """Whole parameters in float32 and buffers, as CPU tensors."""
-        keeps = self._ranks.is_first or not first_rank_only
-        return self._state.full_state_dict(keeps=keeps)
+        return self._state.full_state_dict()
 
     def model_pieces(self) -> list[Piece]:
         """This rank's float32 shards, and its part of the buffers."""
@@ -256,7 +255,7 @@ class ParameterPartitioning:
         """This rank's shards of the optimizer's state."""
         return self._state.optimizer_pieces(self.optimizer, ranks=self._ranks)
 
-    def load(self, weights: SavedTensors, optimizer_state: SavedTensors) -> None:
+    def load(self, weights: SavedTensors, optimizer_state: SavedTensors | None) -> None:
         """Takes this rank's shards of saved tensors."""
         # What is cut up later would leave secondary shards of the old weights.
         private_api.release_gathered(self._engine)

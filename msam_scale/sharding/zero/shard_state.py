@@ -64,15 +64,14 @@ class ShardState:
             for parameter, (flat, start, length) in self._places.items():
                 flat[start : start + length].copy_(shards[parameter])
 
-    def full_state_dict(self, *, keeps: bool) -> dict[str, torch.Tensor]:
+    def full_state_dict(self) -> dict[str, torch.Tensor]:
         """Parameters in full precision and buffers under their own names, as CPU tensors."""
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         whole: dict[str, torch.Tensor] = {}
         for name, value in self._model.state_dict().items():
             parameter = parameters.get(name)
             tensor = value if parameter is None else self._whole(parameter, self._shard(parameter))
-            if keeps:
-                whole[name] = tensor.detach().to("cpu", copy=True)
+            whole[name] = tensor.detach().to("cpu", copy=True)
         return whole
 
     def model_pieces(self, *, ranks: Ranks) -> list[Piece]:
@@ -108,10 +107,10 @@ class ShardState:
         self,
         optimizer: torch.optim.Optimizer,
         weights: SavedTensors,
-        optimizer_state: SavedTensors,
+        optimizer_state: SavedTensors | None,
     ) -> None:
         """Takes this rank's shards of saved tensors into masters, buffers and optimizer."""
-        keys = state_keys(optimizer_state, names=[name for name, _ in self._trained()])
+        keys = state_keys(optimizer_state or {}, names=[name for name, _ in self._trained()])
         parameters = dict(self._model.named_parameters(remove_duplicate=False))
         with torch.no_grad():
             for name, value in self._model.state_dict().items():
@@ -121,6 +120,8 @@ class ShardState:
                 self._shard(parameter).copy_(self._part(parameter, weights, name))
                 if parameter in self._frozen:
                     private_api.set_own_shard(parameter, self._frozen[parameter])
+            if optimizer_state is None:
+                return
             optimizer.state.clear()
             for name, parameter in self._trained():
                 flat, start, length = self._places[parameter]
