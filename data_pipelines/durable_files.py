@@ -47,10 +47,13 @@ def new_directory(target: Path, *, replaces: bool = False) -> Iterator[Path]:
         shutil.rmtree(old)
 
 
-def remove_partial_directories(parent: Path) -> None:
-    """Removes what killed processes left of new folders; nobody else may be writing here."""
+def remove_partials(parent: Path) -> None:
+    """Removes what killed processes left of new folders and files; nobody else may write here."""
     for path in parent.glob(".*.partial-*"):
-        shutil.rmtree(path)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def replace_file(path: Path, content: bytes) -> None:

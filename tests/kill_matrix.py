@@ -14,6 +14,7 @@ import argparse
 import itertools
 import os
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -43,7 +44,7 @@ training: {steps: STEPS}
 checkpoint: {every: 1, keep: 2}
 monitor: {every: 1, tensorboard: false}
 """
-_SECONDS_TO_END = 120.0
+_SECONDS_TO_START = _SECONDS_TO_END = 120.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Job:
         self.home, self.name = home, name
         self.config = home / f"{name}.yaml"
         self.config.write_text(_CONFIG.replace("NAME", name).replace("STEPS", str(num_steps)))
+        self.log = home / f"{name}.log"
         self._marker = f"KILL_MATRIX_{uuid.uuid4().hex}"
 
     @property
@@ -93,7 +95,7 @@ class Job:
 
     def start(
         self, kill: Kill | None = None, *, asynchronous: bool = False
-    ) -> subprocess.Popen[str]:
+    ) -> subprocess.Popen[bytes]:
         """Starts the job, or goes on with it."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", self._marker: "1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), str(HERE)])
@@ -102,25 +104,27 @@ class Job:
         words = [str(HERE / "killed_rank.py"), str(self.config)]
         words.append(f"checkpoint.async={str(asynchronous).lower()}")
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        return subprocess.Popen(
-            [*torchrun, "--nproc-per-node=2", *words],
-            cwd=self.home,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        with self.log.open("wb") as output:
+            return subprocess.Popen(
+                [*torchrun, "--nproc-per-node=2", *words],
+                cwd=self.home,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=output,
+                start_new_session=True,
+            )
 
-    def kill_at_random(self, launcher: subprocess.Popen[str], who: str, *, after: float) -> None:
+    def kill_at_random(self, launcher: subprocess.Popen[bytes], who: str, *, after: float) -> None:
         """Kills some time after the first step is reported."""
-        assert launcher.stderr is not None
-        for line in launcher.stderr:
-            if "step " in line:
-                break
+        deadline = time.monotonic() + _SECONDS_TO_START
+        while not re.search(r"^step \d+/", self.log.read_text(), flags=re.MULTILINE):
+            assert launcher.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.01)
         time.sleep(after)
         ranks = [one for one in self.processes() if one.pid != launcher.pid]
         victims = {"rank": ranks[:1], "all": ranks, "launcher": [psutil.Process(launcher.pid)]}
+        assert victims[who], "nobody is there"
         for victim in victims[who]:
             victim.kill()
 
@@ -165,13 +169,22 @@ class Job:
 
 
 def kill_and_look(job: Job, kill: Kill, *, asynchronous: bool, after: float) -> int:
-    """Starts the job, has it killed, and looks at what is left; returns the newest step."""
+    """Starts the job, has it killed, and looks at what is left; returns the newest step.
+
+    Raises:
+        AssertionError: it has not gone on from its newest checkpoint, was not killed as it should
+            be, left a process behind, or has a damaged checkpoint.
+    """
+    before = job.check()
     launcher = job.start(kill, asynchronous=asynchronous)
     if kill.stage is None:
         job.kill_at_random(launcher, kill.who, after=after)
-    launcher.communicate()
+    launcher.wait()
     job.wait_until_gone()
-    assert launcher.returncode != 0, "it was not killed"
+    said = job.log.read_text()
+    assert not before or f"resumed after step {before} of" in said, said
+    assert kill.stage is None or "KILLED" in said, said
+    assert launcher.returncode != 0, said
     return job.check()
 
 
@@ -182,8 +195,8 @@ def finish(job: Job) -> None:
         AssertionError: it fails.
     """
     launcher = job.start()
-    error = launcher.communicate()[1]
-    assert launcher.returncode == 0, error
+    launcher.wait()
+    assert launcher.returncode == 0, job.log.read_text()
     job.wait_until_gone()
     job.check()
 
@@ -206,7 +219,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         prepare("digits", out=home / "digits")
-        num_steps = 6 * arguments.kills
+        num_steps = 5 * arguments.kills
         whole, killed = (Job(home, name=name, num_steps=num_steps) for name in ("whole", "killed"))
         finish(whole)
         counts: Counter[str] = Counter()

@@ -10,7 +10,7 @@ from pathlib import Path
 from data_pipelines.durable_files import (
     flush,
     partial_name,
-    remove_partial_directories,
+    remove_partials,
     replace_file,
 )
 from data_pipelines.errors import UserError
@@ -108,4 +108,4 @@ def clear_leftovers(directory: Path) -> None:
         if name is not None and not (directory / name[1]).exists():
             path.rename(directory / name[1])
             flush(directory)
-    remove_partial_directories(directory)
+    remove_partials(directory)

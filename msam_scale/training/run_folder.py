@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from data_pipelines.durable_files import replace_file
+from data_pipelines.durable_files import remove_partials, replace_file
 from data_pipelines.errors import UserError
 from msam_scale.checkpoint import Progress, clear_leftovers, find_checkpoint
 from msam_scale.config import Config, load_config
@@ -107,6 +107,7 @@ class RunFolder:
                 "choose another run.name, or wait for it"
             ) from None
         clear_leftovers(self.checkpoints)
+        remove_partials(self.path)
         replace_file(self.path / "config.yaml", config.to_yaml().encode())
         return lock
 

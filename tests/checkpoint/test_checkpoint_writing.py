@@ -210,6 +210,14 @@ def test_a_save_that_is_cut_off_leaves_whole_checkpoints(
     assert [folder.name for folder in step_folders(tmp_path)] == ["step-00000002"]
 
 
+def test_a_kill_while_latest_is_written_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    engine = engine_for(Run(settings(micro_batches=4)))
+    engine.save_checkpoint(tmp_path)
+    (tmp_path / ".latest.partial-dead").write_bytes(b"step-")
+    clear_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"latest", "step-00000000"}
+
+
 def test_one_that_is_being_replaced_comes_back(tmp_path: Path) -> None:
     engine = engine_for(Run(settings(micro_batches=4)))
     saved = engine.save_checkpoint(tmp_path)

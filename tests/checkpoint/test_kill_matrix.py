@@ -28,7 +28,7 @@ def test_a_killed_job_ends_as_one_that_nobody_disturbed(home: Path, on_ranks: On
     on_ranks(2, train, str(whole.config), str(home), [])
     steps = [
         kill_and_look(killed, Kill("during data", "rank"), asynchronous=True, after=0.0),
-        kill_and_look(killed, Kill("before latest", "launcher"), asynchronous=False, after=0.0),
+        kill_and_look(killed, Kill("during latest", "launcher"), asynchronous=False, after=0.0),
     ]
     assert steps == sorted(steps)
     assert steps[-1] < _NUM_STEPS, "it was cut off before its end"
