@@ -49,9 +49,6 @@ _SAFE_CALLS = {
 
 # The objects that torch.distributed pickles come from ranks of the same run, never from a file.
 _BETWEEN_RANKS = {
-    ("launch/train.py", "dist.all_gather_object"),
-    ("msam_scale/flatness/measures.py", "dist.all_gather_object"),
-    ("msam_scale/model_checks.py", "dist.all_gather_object"),
     ("msam_scale/ranks.py", "dist.all_gather_object"),
     ("msam_scale/ranks.py", "dist.broadcast_object_list"),
 }
