@@ -18,8 +18,9 @@ def reference_for(
     clip_norm: float | None = None,
     norm_samples: int | None = None,
     rho: float | None = 0.1,
+    steps: int = 10,
 ) -> Reference:
-    """Ten steps on `mini_batch(0), mini_batch(1), …`, with the settings of `SGD` or `ADAMW`."""
+    """So many steps on `mini_batch(0), mini_batch(1), …`, with the settings of `SGD` or `ADAMW`."""
 
     def build(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
         if optimizer == "sgd":
@@ -29,7 +30,7 @@ def reference_for(
     return reference_run(
         build_model(model).double(),
         mini_batch=mini_batch,
-        steps=10,
+        steps=steps,
         micro_batches=micro_batches,
         rho=rho,
         build_optimizer=build,

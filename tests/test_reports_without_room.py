@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,7 @@ def test_lines_that_never_find_room_are_missed(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_tensorboard_goes_on_with_a_new_file(tmp_path: Path) -> None:
     warnings: list[str] = []
+    threads = set(threading.enumerate())
     board = Board(tmp_path, first_step=0, warn=warnings.append)
     board.write({"loss/train": 1.0}, step=1)
     (events,) = tmp_path.iterdir()
@@ -68,6 +70,8 @@ def test_tensorboard_goes_on_with_a_new_file(tmp_path: Path) -> None:
     assert any("figures up to step" in warning for warning in warnings)
     board.write({"loss/train": 0.25}, step=4)
     board.close()
+    for thread in set(threading.enumerate()) - threads:
+        thread.join(60.0)  # or its error may be laid at another test's door
     shown = EventAccumulator(str(tmp_path))
     shown.Reload()
     steps = [event.step for event in shown.Scalars("loss/train")]
