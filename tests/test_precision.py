@@ -61,10 +61,12 @@ def test_bfloat16_stays_near_float32(on_ranks: OnRanks) -> None:
     exact = outcome_of(Run(settings(micro_batches=4, precision="float32"))).state
     run = Run(settings(micro_batches=4, precision="bfloat16"))
     alone = outcome_of(run).state
-    assert 1e-4 < relative_difference(alone, expected=exact, start=start) < 0.02
+    noise = relative_difference(alone, expected=exact, start=start)
+    assert 1e-4 < noise < 0.02
     for outcomes in on_ranks(2, outcomes_of, [run]):
-        # The slices are the same, so only the order of sums differs.
-        assert relative_difference(outcomes[0].state, expected=alone, start=start) < 1e-5
+        # Only the order of float32 sums differs, by 1e-7; but one weight that then rounds to the
+        # next bfloat16 is as far off as bfloat16 ever is: two runs differ by up to √2 of the noise.
+        assert relative_difference(outcomes[0].state, expected=alone, start=start) < 2 * noise
 
 
 def test_autocast_around_the_step_does_not_hide_the_perturbation() -> None:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 
 from data_pipelines.errors import UserError
 from data_pipelines.order.mixing import checked_seed, derive_key
@@ -127,6 +126,8 @@ class _Keys(NamedTuple):
 def _beta(purpose: str, keys: _Keys, alpha: float) -> float:
     if not 0 < alpha < 1e6:
         raise UserError(f"{purpose}: alpha {alpha} is not positive and below a million")
+    from scipy.special import betaincinv  # takes time that runs without mixing need not spend
+
     quantile = uniform(derive_key(purpose, *keys), low=0, high=1)
     return round(float(betaincinv(alpha, alpha, quantile)) * _WEIGHT_STEPS) / _WEIGHT_STEPS
 

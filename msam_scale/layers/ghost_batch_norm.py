@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -92,19 +91,8 @@ class GhostBatchNorm3d(GhostNormalization, nn.BatchNorm3d):
         return self.normalised(inputs) if self.applies() else super().forward(inputs)
 
 
-class GhostBatchNormAct2d(GhostNormalization, BatchNormAct2d):
-    """timm's `BatchNormAct2d` (batch norm, dropout layer, activation) over ghost batches."""
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Normalises (samples, channels, height, width) and applies the activation."""
-        if not self.applies():
-            return super().forward(inputs)
-        return self.act(self.drop(self.normalised(inputs)))
-
-
 GHOST_CLASSES: dict[type[nn.Module], type[GhostNormalization]] = {
     nn.BatchNorm1d: GhostBatchNorm1d,
     nn.BatchNorm2d: GhostBatchNorm2d,
     nn.BatchNorm3d: GhostBatchNorm3d,
-    BatchNormAct2d: GhostBatchNormAct2d,
 }

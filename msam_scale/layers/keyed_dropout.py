@@ -10,7 +10,6 @@ from collections.abc import Callable
 from math import prod
 
 import torch
-from timm.layers.drop import DropPath
 from torch import nn
 
 from msam_scale.layers.pass_context import PassContext
@@ -127,26 +126,9 @@ class KeyedDropout3d(KeyedMask, nn.Dropout3d):
         )
 
 
-class KeyedDropPath(KeyedMask, DropPath):
-    """timm's `DropPath` (stochastic depth) with one mask value for each sample."""
-
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Drops whole samples of a residual branch."""
-        if not self.drops(self.drop_prob):
-            return super().forward(inputs)
-        return self.masked(
-            inputs,
-            otherwise=super().forward,
-            probability=self.drop_prob,
-            num_mask_dims=1,
-            scale=self.scale_by_keep,
-        )
-
-
 KEYED_CLASSES: dict[type[nn.Module], type[KeyedMask]] = {
     nn.Dropout: KeyedDropout,
     nn.Dropout1d: KeyedDropout1d,
     nn.Dropout2d: KeyedDropout2d,
     nn.Dropout3d: KeyedDropout3d,
-    DropPath: KeyedDropPath,
 }

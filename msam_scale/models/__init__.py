@@ -13,7 +13,6 @@ from torch import nn
 from data_pipelines.errors import UserError
 from msam_scale.models.own import build_own_model, check_own_name
 from msam_scale.models.request import ModelRequest
-from msam_scale.models.timm_models import build_timm_model, check_timm_name
 from msam_scale.models.transformers_models import (
     build_transformers_model,
     check_transformers_name,
@@ -44,8 +43,23 @@ class ModelSource:
     build: Callable[[ModelRequest], nn.Module]
 
 
+# timm takes a second to import, which other sources do without.
+
+
+def _check_timm_name(name: str) -> None:
+    from msam_scale.models.timm_models import check_timm_name
+
+    check_timm_name(name)
+
+
+def _build_timm_model(request: ModelRequest) -> nn.Module:
+    from msam_scale.models.timm_models import build_timm_model
+
+    return build_timm_model(request)
+
+
 MODEL_SOURCES: dict[str, ModelSource] = {
-    "timm": ModelSource("images", check_name=check_timm_name, build=build_timm_model),
+    "timm": ModelSource("images", check_name=_check_timm_name, build=_build_timm_model),
     "transformers": ModelSource(
         "text", check_name=check_transformers_name, build=build_transformers_model
     ),

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
-from timm.models.resnet import ResNet
 from torch import nn
 
 
@@ -21,6 +19,9 @@ def cifar_resnet50(**arguments: Any) -> nn.Module:
         arguments: of timm's ResNet, such as `num_classes`, `in_chans`, `drop_path_rate`. The last
             batch norm of a block starts at 1 unless `zero_init_last` is true.
     """
+    import timm  # takes a second
+    from timm.models.resnet import ResNet
+
     model = timm.create_model("resnet50", **{"zero_init_last": False, **arguments})
     assert isinstance(model, ResNet)
     old = model.get_submodule("conv1")

@@ -25,7 +25,7 @@ objective: {algorithm: msam, micro_batches: 4, rho: 0.05}
 batch: {size: 128, norm_samples: 16}
 optimizer: {name: sgd, lr: 0.1, momentum: 0.9}
 schedule: {name: one_cycle, warmup: 0.1}
-training: {steps: 30, eval_every: 10}
+training: {steps: 12, eval_every: 4}
 checkpoint: {every: 2}
 monitor: {tensorboard: false}
 """
@@ -92,7 +92,7 @@ def test_the_table_is_what_the_runs_have_found(home: Path) -> None:
     for seed in (0, 1):
         lines = (home / f"whole/runs/good-msam-seed{seed}/metrics.jsonl").read_text().splitlines()
         last = [line for line in map(json.loads, lines) if line["split"] == "val"][-1]
-        assert last["step"] == 30
+        assert last["step"] == 12
         accuracies.append(100 * last["accuracy"])
     table = (home / "whole/experiment.md").read_text("utf-8")
     assert f"| good | {mean(accuracies):.2f} ± {stdev(accuracies):.2f} |" in table
@@ -128,7 +128,7 @@ def test_a_killed_one_goes_on_to_the_same_result(home: Path) -> None:
     whole, killed = (_values(home / name / "experiment.json") for name in ("whole", "killed"))
     for one, other in zip(whole["values"], killed["values"], strict=True):
         assert one["value"] == other["value"]
-        step = "checkpoints/step-00000030"
+        step = "checkpoints/step-00000012"
         assert_same_tensors(home / one["run"] / step, home / other["run"] / step)
 
 
