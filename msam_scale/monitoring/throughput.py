@@ -25,7 +25,9 @@ _PEAK_BY_DEVICE = {
     "H200": (989e12, 67e12),
     "B200": (2250e12, 75e12),
 }
-_MEASURED_SIZE, _MEASURED_TIMES = 1024, 5
+# A product that takes so many seconds is large enough; bfloat16 takes some CPUs a thousand times as
+# long as others.
+_MEASURED_SIZES, _MEASURED_TIMES, _LARGE_ENOUGH = (128, 256, 512, 1024), 5, 0.02
 
 
 class HasModule(Protocol):
@@ -126,19 +128,29 @@ def flops_of_sample(engine: HasModule, forward: Callable[[], object]) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Peak operations a second of one device: the data sheet's, or else a measured product's."""
+    """Peak operations a second of one device: the data sheet's, or else the best of products.
+
+    The products are of square matrices, larger ones as long as they take no time to speak of.
+    """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         for key, (in_bfloat16, in_float32) in _PEAK_BY_DEVICE.items():
             if all(part in name for part in key.split()):
                 return in_bfloat16 if dtype is torch.bfloat16 else in_float32
-    matrix = torch.ones(_MEASURED_SIZE, _MEASURED_SIZE, device=device, dtype=dtype)
-    best = float("inf")
-    for _ in range(_MEASURED_TIMES):
-        start = time.perf_counter()
-        float((matrix @ matrix)[0, 0])  # reading a value waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * _MEASURED_SIZE**3 / best
+    best = 0.0
+    for size in _MEASURED_SIZES:
+        matrix = torch.ones(size, size, device=device, dtype=dtype)
+        seconds = min(_seconds_of_product(matrix) for _ in range(_MEASURED_TIMES))
+        best = max(best, 2 * size**3 / seconds)
+        if seconds >= _LARGE_ENOUGH:
+            break
+    return best
+
+
+def _seconds_of_product(matrix: torch.Tensor) -> float:
+    start = time.perf_counter()
+    float((matrix @ matrix)[0, 0])  # reading a value waits for the device
+    return time.perf_counter() - start
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -160,7 +160,8 @@ def test_the_number_of_ranks_does_not_matter(config: str) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "float64", "bfloat16"])
 def test_a_resumed_run_is_bit_identical(precision: str, config: str) -> None:
-    words = (f"precision={precision}", "checkpoint.every=3", "checkpoint.keep=10")
+    batch = ("batch.size=32", "batch.norm_samples=8")  # 44 steps an epoch
+    words = (f"precision={precision}", *batch, "checkpoint.every=3", "checkpoint.keep=10")
     train(config, "run.name=whole", *words)
     train(config, "run.name=parts", *words)
     # As a run that died after step 7 would look: checkpoints to step 6, metrics to step 7.
