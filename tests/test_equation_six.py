@@ -39,7 +39,7 @@ def _check_all(size: int, on_ranks: OnRanks, runs: list[tuple[Run, Reference]]) 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("chunk", [None, 3], ids=["whole", "chunks of 3"])
-def test_sgd_follows_thereference_for(size: int, chunk: int | None, on_ranks: OnRanks) -> None:
+def test_sgd_follows_the_reference_for(size: int, chunk: int | None, on_ranks: OnRanks) -> None:
     runs = [
         (Run(settings(micro_batches=m, chunk=chunk)), reference_for("odd", m))
         for m in MICRO_BATCHES
@@ -48,7 +48,7 @@ def test_sgd_follows_thereference_for(size: int, chunk: int | None, on_ranks: On
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_adamw_and_clipping_follow_thereference_for(size: int, on_ranks: OnRanks) -> None:
+def test_adamw_and_clipping_follow_the_reference_for(size: int, on_ranks: OnRanks) -> None:
     kinds: list[dict[str, Any]] = [
         {"optimizer": "sgd", "clip_norm": 0.3},
         {"optimizer": "adamw", "clip_norm": None},
@@ -69,7 +69,7 @@ def test_adamw_and_clipping_follow_thereference_for(size: int, on_ranks: OnRanks
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_vanilla_and_sam_follow_thereference_for(size: int, on_ranks: OnRanks) -> None:
+def test_vanilla_and_sam_follow_the_reference_for(size: int, on_ranks: OnRanks) -> None:
     runs = [
         (Run(settings(algorithm="vanilla", chunk=3)), reference_for("odd", 1, rho=None)),
         (Run(settings(algorithm="vanilla", micro_batches=4)), reference_for("odd", 4, rho=None)),
@@ -79,7 +79,7 @@ def test_vanilla_and_sam_follow_thereference_for(size: int, on_ranks: OnRanks) -
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_ghost_batch_norm_and_its_running_statistics_follow_thereference_for(
+def test_ghost_batch_norm_and_its_running_statistics_follow_the_reference_for(
     size: int, on_ranks: OnRanks
 ) -> None:
     runs = []
@@ -102,7 +102,7 @@ def test_ghost_batch_norm_and_its_running_statistics_follow_thereference_for(
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_masks_of_dropout_and_stochastic_depth_follow_thereference_for(
+def test_masks_of_dropout_and_stochastic_depth_follow_the_reference_for(
     size: int, on_ranks: OnRanks
 ) -> None:
     runs = []

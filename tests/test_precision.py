@@ -69,6 +69,15 @@ def test_bfloat16_stays_near_float32(on_ranks: OnRanks) -> None:
         assert relative_difference(outcomes[0].state, expected=alone, start=start) < 2 * noise
 
 
+def test_gradients_in_bfloat16_are_summed_in_float32(on_ranks: OnRanks) -> None:
+    """One step, from the same weights and in the same chunks: only the order of sums differs."""
+    start = build_model("odd").state_dict()
+    run = Run(settings(algorithm="vanilla", chunk=16, precision="bfloat16"), steps=1)
+    alone = outcome_of(run).state
+    for outcomes in on_ranks(2, outcomes_of, [run]):
+        assert relative_difference(outcomes[0].state, expected=alone, start=start) < 1e-4
+
+
 def test_autocast_around_the_step_does_not_hide_the_perturbation() -> None:
     """Autocast keeps narrow copies of the weights until the outermost context is left."""
 

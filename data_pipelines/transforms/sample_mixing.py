@@ -124,10 +124,10 @@ class _Keys(NamedTuple):
 
 
 def _beta(purpose: str, keys: _Keys, alpha: float) -> float:
-    if not 0 < alpha < 1e6:
-        raise UserError(f"{purpose}: alpha {alpha} is not positive and below a million")
     from scipy.special import betaincinv  # takes time that runs without mixing need not spend
 
+    if not 0 < alpha < 1e6:
+        raise UserError(f"{purpose}: alpha {alpha} is not positive and below a million")
     quantile = uniform(derive_key(purpose, *keys), low=0, high=1)
     return round(float(betaincinv(alpha, alpha, quantile)) * _WEIGHT_STEPS) / _WEIGHT_STEPS
 

@@ -18,6 +18,8 @@ from msam_scale.layers.running_statistics import RunningStatistics
 
 _logger = logging.getLogger("msam_scale")
 
+_Classes = Mapping[type[nn.Module], type[nn.Module]]
+
 # Whose passes a model's layers obey, also where it has no layer of ours to tell.
 _owners: weakref.WeakKeyDictionary[nn.Module, PassContext] = weakref.WeakKeyDictionary()
 
@@ -43,14 +45,13 @@ def install_layers(model: nn.Module, context: PassContext) -> RunningStatistics:
     _owners[model] = context
     keyed: list[KeyedMask] = []
     ghosts: list[GhostNormalization] = []
-    keyed_classes, ghost_classes = _layer_classes()
+    classes = _layer_classes()
     for name, module in model.named_modules():
-        _check_module(name, module, ghost_classes=ghost_classes)
+        _check_module(name, module, classes=classes)
         if isinstance(module, KeyedMask | GhostNormalization):
             module.pass_context.superseded = True  # an earlier engine's, or a copy of it
         else:
-            found = keyed_classes.get(type(module)) or ghost_classes.get(type(module))
-            module.__class__ = found or type(module)
+            module.__class__ = classes.get(type(module), type(module))
         if isinstance(module, KeyedMask):
             module.pass_context, module.layer = context, len(keyed)
             keyed.append(module)
@@ -60,32 +61,23 @@ def install_layers(model: nn.Module, context: PassContext) -> RunningStatistics:
     return RunningStatistics(ghosts)
 
 
-def _layer_classes() -> tuple[
-    Mapping[type[nn.Module], type[KeyedMask]],
-    Mapping[type[nn.Module], type[GhostNormalization]],
-]:
-    """What becomes what: the keyed and the ghost layers, timm's where a model can have them.
-
-    A model with timm's layers has imported them; the others do without.
-    """
+def _layer_classes() -> _Classes:
+    """What becomes what. A model with timm's layers has imported them; others do without."""
     if "timm.layers" not in sys.modules:
-        return KEYED_CLASSES, GHOST_CLASSES
-    from msam_scale.layers.timm_layers import GHOST_TIMM_CLASSES, KEYED_TIMM_CLASSES
+        return {**KEYED_CLASSES, **GHOST_CLASSES}
+    from msam_scale.layers.timm_layers import TIMM_CLASSES
 
-    return {**KEYED_CLASSES, **KEYED_TIMM_CLASSES}, {**GHOST_CLASSES, **GHOST_TIMM_CLASSES}
+    return {**KEYED_CLASSES, **GHOST_CLASSES, **TIMM_CLASSES}
 
 
-def _check_module(
-    name: str,
-    module: nn.Module,
-    *,
-    ghost_classes: Mapping[type[nn.Module], type[GhostNormalization]],
-) -> None:
+def _check_module(name: str, module: nn.Module, *, classes: _Classes) -> None:
     """Refuses, or speaks of, layers that would tie the result to the layout."""
     if isinstance(module, _BatchNorm) and not (
-        isinstance(module, GhostNormalization) or type(module) in ghost_classes
+        isinstance(module, GhostNormalization) or type(module) in classes
     ):
-        supported = ", ".join(sorted(cls.__name__ for cls in ghost_classes))
+        supported = ", ".join(
+            sorted(cls.__name__ for cls in classes if issubclass(cls, _BatchNorm))
+        )
         raise UserError(
             f"{name}: {type(module).__name__} would tie the result to the layout; "
             f"ghost batch normalization is available for {supported}"

@@ -37,7 +37,7 @@ class GhostBatchNormAct2d(GhostNormalization, BatchNormAct2d):
         return self.act(self.drop(self.normalised(inputs)))
 
 
-KEYED_TIMM_CLASSES: dict[type[nn.Module], type[KeyedMask]] = {DropPath: KeyedDropPath}
-GHOST_TIMM_CLASSES: dict[type[nn.Module], type[GhostNormalization]] = {
-    BatchNormAct2d: GhostBatchNormAct2d
+TIMM_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
+    DropPath: KeyedDropPath,
+    BatchNormAct2d: GhostBatchNormAct2d,
 }

@@ -150,14 +150,3 @@ def test_looking_at_a_config_does_not_import_torch(config: str) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert ended.returncode == 0
-
-
-def test_a_rank_starts_without_what_only_some_runs_use() -> None:
-    """Each of these takes a second or more, of every start of every rank."""
-    program = (
-        "import sys; import launch.train, msam_scale.initialization; "
-        "rare = {'timm', 'transformers', 'deepspeed', 'sklearn', 'scipy'}; "
-        "sys.exit(str(rare & set(sys.modules)))"
-    )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
-    assert ended.stderr.decode().strip() == "set()"
