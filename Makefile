@@ -4,7 +4,7 @@ BIN := .venv/bin
 # As many ranks as there are GPUs, in powers of two up to 8, or 2 ranks on the CPU.
 NPROC ?= $(shell $(BIN)/python -c 'import torch; n = torch.cuda.device_count() or 2; print(max(p for p in (1, 2, 4, 8) if p <= n))')
 
-.PHONY: install quickstart test lint clean
+.PHONY: install quickstart lint tests test test-all clean
 
 install: .venv/installed
 
@@ -22,8 +22,16 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+tests: install
 	$(BIN)/python -m pytest
+
+# Types are checked while the first tests start.
+test: install
+	$(MAKE) --no-print-directory --jobs 2 lint tests
+
+# The long parts, by name: make test-all PARTS="kills readme". `make test` is not among them.
+test-all: install
+	$(BIN)/python -m tests.parts $(PARTS)
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

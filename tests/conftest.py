@@ -1,27 +1,66 @@
-"""What all tests share: one thread a process, and pools of rank processes."""
+"""What all tests share: one thread a process, pools of rank processes, long parts left out."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import durations
 import hypothesis
 import pytest
 import torch
 from filelock import FileLock
 from rank_pool import OnRanks, RankPool
 from report import found_here, tables, take_over
+from scheduling import RanksInOneProcess
 
 from data_pipelines import prepare
+from tests.parts import PARTS
 
-torch.set_num_threads(1)
-# Commands that tests start, too, unless the machine is theirs.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One thread a process, also in ranks and commands, unless whoever starts the tests says otherwise.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 # Two test processes and their ranks share the cores: how long an example takes says nothing.
-hypothesis.settings.register_profile("suite", deadline=None)
-hypothesis.settings.load_profile("suite")
+hypothesis.settings.register_profile("suite", deadline=None, max_examples=25)
+hypothesis.settings.register_profile("examples", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+durations.watch_commands()
+_totals = durations.Totals()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--part NAME`: the long tests of one part, which are left out otherwise."""
+    parser.addoption("--part", help="run the long tests marked with this part, and only them")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keeps the tests of the part that is asked for; without one, those of none."""
+    wanted = config.getoption("--part")
+    chosen, others = [], []
+    for item in items:
+        marker = item.get_closest_marker("part")
+        part = None if marker is None else marker.args[0]
+        if part is not None and part not in PARTS:
+            raise pytest.UsageError(f"{item.nodeid}: tests/parts.py has no part {part!r}")
+        (chosen if part == wanted else others).append(item)
+    items[:] = chosen
+    config.hook.pytest_deselected(items=others)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> RanksInOneProcess:
+    """Says which process runs which file."""
+    return RanksInOneProcess(config, log)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Measures what a test spends its time on."""
+    with durations.measured() as seconds:
+        result = yield
+    _totals.add(item.nodeid, seconds)
+    return result
 
 
 @pytest.fixture(scope="session")
@@ -63,15 +102,18 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     output = getattr(session.config, "workeroutput", None)
     if output is not None:
         output["tables"] = found_here()
+        output["seconds"] = [dict(_totals.by_kind), dict(_totals.by_file)]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Takes what a worker process has found out; one that died has found nothing."""
-    take_over(getattr(node, "workeroutput", {}).get("tables", {}))
+    output = getattr(node, "workeroutput", {})
+    take_over(output.get("tables", {}))
+    _totals.take_over(*output.get("seconds", ({}, {})))
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Prints what the tests have measured."""
-    for line in tables():
+    for line in [*tables(), *_totals.lines()]:
         terminalreporter.write_line(line)

@@ -19,6 +19,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import durations
 import torch
 import torch.distributed as dist
 
@@ -73,7 +74,8 @@ class RankPool:
         job = pickle.dumps((function, arguments, named))
         for connection in self._connections:
             connection.send_bytes(job)
-        answers = self._answers(time.monotonic() + timeout)
+        with durations.working(durations.ZERO3 if _is_zero3(job) else durations.RANKS):
+            answers = self._answers(time.monotonic() + timeout)
         failures = [f"rank {rank}:\n{text}" for rank, (good, text) in answers.items() if not good]
         silent = sorted(set(range(self.size)) - answers.keys())
         if failures or silent:
@@ -130,7 +132,7 @@ class RankPool:
 
 
 def _serve(rank: int, size: int, store: str, connection: Connection) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     # As pyproject.toml asks of pytest.
     warnings.simplefilter("error")
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -151,6 +153,10 @@ def _serve(rank: int, size: int, store: str, connection: Connection) -> None:
             answer = False, traceback.format_exc()
         connection.send_bytes(pickle.dumps(answer))
     dist.destroy_process_group()
+
+
+def _is_zero3(job: bytes) -> bool:
+    return b"zero3" in job or b"ZeRO-3" in job
 
 
 def _received(connection: Connection) -> Any:
