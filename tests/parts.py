@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.planted_faults import ROOT
@@ -41,7 +42,7 @@ def main() -> int:
     if unknown := set(arguments.parts) - PARTS.keys():
         parser.error(f"no such part: {', '.join(sorted(unknown))}; parts: {', '.join(PARTS)}")
     if arguments.list:
-        print("\n".join(PARTS))
+        print("\n".join(f"{name:16}{part.description}" for name, part in PARTS.items()))
         return 0
     failed = [name for name in arguments.parts or PARTS if not _passes(name, again=arguments.again)]
     print(f"failed: {', '.join(failed)}" if failed else "all parts passed")
@@ -54,7 +55,8 @@ def _passes(name: str, *, again: bool) -> bool:
         print(f"== {name}: has passed on this tree", flush=True)
         return True
     start = time.monotonic()
-    for line, settings in PARTS[name]():
+    steps = PARTS[name].steps or (lambda: [(f"python -m pytest --part {name}", {})])
+    for line, settings in steps():
         said = " ".join(f"{key}={value}" for key, value in settings.items())
         print(f"== {name}: {said} {line}".replace("  ", " "), flush=True)
         words = [sys.executable if word == "python" else word for word in line.split()]
@@ -66,10 +68,6 @@ def _passes(name: str, *, again: bool) -> bool:
     mark.parent.mkdir(parents=True, exist_ok=True)
     mark.write_text(state)
     return True
-
-
-def _long_tests(part: str) -> Callable[[], list[Step]]:
-    return lambda: [(f"python -m pytest --part {part}", {})]
 
 
 def _kernels() -> list[Step]:
@@ -96,23 +94,46 @@ def _processor_flags() -> set[str]:
     return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
-PARTS: dict[str, Callable[[], list[Step]]] = {
-    "kills": lambda: [("python tests/kill_matrix.py --kills 100", {})],
-    "readme": _long_tests("readme"),
-    "launchers": _long_tests("launchers"),
-    "signals": _long_tests("signals"),
-    "trajectories": _long_tests("trajectories"),
-    "recipes": _long_tests("recipes"),
-    "reproduction": _long_tests("reproduction"),
-    "data": _long_tests("data"),
-    "memory": _long_tests("memory"),
-    "benchmarks": _long_tests("benchmarks"),
-    "examples": lambda: [
-        ("python -m pytest -m hypothesis", {"HYPOTHESIS_PROFILE": "examples"}),
-    ],
-    "kernels": _kernels,
-    "conditions": lambda: [("python -m tests.conditions", {})],
-    "planted_faults": lambda: [("python -m tests.planted_faults", {})],
+@dataclass(frozen=True)
+class Part:
+    """What runs under a name.
+
+    Attributes:
+        description: what it shows, in a few words.
+        steps: the commands, one after the other; by default the tests marked with the name.
+    """
+
+    description: str
+    steps: Callable[[], list[Step]] | None = None
+
+
+PARTS: dict[str, Part] = {
+    "kills": Part(
+        "100 kills of a run, at every stage of a save and at random moments",
+        lambda: [("python tests/kill_matrix.py --kills 100", {})],
+    ),
+    "readme": Part("every command of the README at full length"),
+    "launchers": Part("every launcher with every strategy"),
+    "signals": Part("signals, lost ranks and lost launchers under every launcher"),
+    "trajectories": Part("every layout on every number of ranks with every kind of net"),
+    "recipes": Part("every recipe of the paper built and planned"),
+    "reproduction": Part("tables and figures of the paper at laptop scale"),
+    "data": Part("large and many-process runs of the data pipelines"),
+    "memory": Part("what memory the engine and the loaders take"),
+    "benchmarks": Part("that each benchmark runs and reports its ratios"),
+    "examples": Part(
+        "the property tests with 2,000 examples each",
+        lambda: [("python -m pytest -m hypothesis", {"HYPOTHESIS_PROFILE": "examples"})],
+    ),
+    "kernels": Part(
+        "the tests marked `layouts` under nine choices of processor kernels and threads", _kernels
+    ),
+    "conditions": Part(
+        "`make test`'s tests beside a busy program, in a path with a space, with ports taken, with "
+        "the least kernels, and as another user",
+        lambda: [("python -m tests.conditions", {})],
+    ),
+    "planted_faults": Part("every planted fault", lambda: [("python -m tests.planted_faults", {})]),
 }
 
 
