@@ -24,9 +24,9 @@ from msam_scale.config import Config
 from msam_scale.flatness.engine_sharpness import engine_sharpness
 from msam_scale.layers import PassContext
 from msam_scale.layers.generators import Generators
+from msam_scale.layers.keyed_dropout import keep_out_of_compiled_code
 from msam_scale.layers.running_statistics import RunningStatistics
 from msam_scale.micro_batch import MicroBatch
-from msam_scale.monitoring.deepspeed_events import DeepSpeedEvents
 from msam_scale.optimization import GroupSettings, SkippedSteps
 from msam_scale.passes import LossFunction, Passes
 from msam_scale.phases import Phases
@@ -102,6 +102,8 @@ class Engine:
         self._checkpoints = CheckpointWriter(ranks)
         self._events = None
         if config.monitor.deepspeed_tensorboard is not None and ranks.is_first:
+            from msam_scale.monitoring.deepspeed_events import DeepSpeedEvents  # TensorBoard
+
             self._events = DeepSpeedEvents(
                 config.monitor.deepspeed_tensorboard,
                 batch_size=config.batch.size,
@@ -167,6 +169,7 @@ class Engine:
             self._followed = plan
         self._follow_schedule(step)
         self._context.begin_step(step)
+        keep_out_of_compiled_code()
         self._generators.begin_step(step)
         result = run_step(
             self._micro_batches(batch),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from data_pipelines.errors import UserError
@@ -15,8 +16,11 @@ def check_model(model: object) -> None:
     """Raises a UserError where `model` is no module, or one that distributes itself already."""
     if not isinstance(model, nn.Module):
         raise UserError(f"model: is a {type(model).__name__}; a torch.nn.Module works")
+    wrappers: list[type] = [DistributedDataParallel, DataParallel]
+    if (fsdp := sys.modules.get("torch.distributed.fsdp")) is not None:
+        wrappers.append(fsdp.FSDPModule)  # a model that is one has imported it
     for name, module in model.named_modules():
-        if isinstance(module, DistributedDataParallel | DataParallel | FSDPModule):
+        if isinstance(module, tuple(wrappers)):
             raise UserError(
                 f"model: {name or 'it'} is wrapped in {type(module).__name__}, which would reduce "
                 "gradients once more; pass the bare module"

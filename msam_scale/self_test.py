@@ -21,6 +21,7 @@ from msam_scale.config import Config
 from msam_scale.config.deepspeed.zero_keys import STAGE_OF
 from msam_scale.config.plan_checks import shard_group_size
 from msam_scale.losses import default_loss
+from msam_scale.optimization.from_config import optimizer_builder
 from msam_scale.phases import Phases
 from msam_scale.ranks import Ranks
 
@@ -120,7 +121,7 @@ def _error_of_update(config: Config, *, ranks: Ranks) -> float:
         phases=phases,
         ranks=ranks,
         loss_fn=default_loss(label_smoothing=0.0),
-        build_optimizer=lambda parameters: torch.optim.SGD(parameters, lr=_LEARNING_RATE),
+        build_optimizer=optimizer_builder(config),
         num_steps=None,
     )
     dtype = torch.float64 if config.precision == "float64" else torch.float32

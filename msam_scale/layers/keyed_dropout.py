@@ -6,6 +6,7 @@ micro-batch draw the same one, and so do runs with other chunks, ranks or shardi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from math import prod
 
@@ -39,8 +40,6 @@ class KeyedMask(nn.Module):
             return False
         return inputs.dim() > 0 and inputs.shape[0] % context.num_samples == 0
 
-    # The mask depends on what pass is running, which compiled code would have to be made anew for.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def masked(
         self,
         inputs: torch.Tensor,
@@ -78,6 +77,16 @@ class KeyedMask(nn.Module):
             self._forward_number, self._num_calls = context.forward_number, 0
         self._num_calls += 1
         return self._num_calls - 1
+
+
+def keep_out_of_compiled_code() -> None:
+    """Has torch's compiler leave masks alone, where the process has loaded it. Before each step.
+
+    A mask depends on what pass is running, which code would have to be compiled anew for. The
+    decorator that says so imports the compiler, which takes as long as torch itself.
+    """
+    if "torch._dynamo" in sys.modules and not hasattr(KeyedMask.masked, "__wrapped__"):
+        KeyedMask.masked = torch.compiler.disable(KeyedMask.masked)  # type: ignore[method-assign]
 
 
 class KeyedDropout(KeyedMask, nn.Dropout):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from msam_scale.config import Config
-from msam_scale.monitoring.board import Board
 from msam_scale.monitoring.metric_lines import MetricLines
 from msam_scale.monitoring.metrics import METRICS
 from msam_scale.monitoring.progress import Progress
+
+if TYPE_CHECKING:
+    from msam_scale.monitoring.board import Board
 
 
 class Monitor:
@@ -55,6 +57,8 @@ class Monitor:
         self._progress.rewind(step)
 
     def _new_board(self, step: int) -> Board:
+        from msam_scale.monitoring.board import Board  # imports TensorBoard
+
         return Board(self._board_folder, first_step=step, warn=self.warn)
 
     def report(self, *, step: int, epoch: float, split: str, **figures: float | int) -> None:

@@ -6,11 +6,12 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # A backward is two matrix products for each of the forward's: with respect to weights and inputs.
 _FORWARD_BACKWARD = 3
@@ -121,10 +122,43 @@ def flops_of_sample(engine: HasModule, forward: Callable[[], object]) -> float:
     """Operations of a forward and backward of one sample, counted from the operators that run."""
     was_training = engine.module.training
     engine.module.eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), _uncompiled(), _FlopCounter() as counter:
         forward()
     engine.module.train(was_training)
-    return float(counter.get_total_flops() * _FORWARD_BACKWARD)
+    return float(counter.num_flops * _FORWARD_BACKWARD)
+
+
+class _FlopCounter(TorchDispatchMode):
+    """Torch's `FlopCounterMode` for one sum, without the import of the compiler."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        from torch.utils.flop_counter import flop_registry  # imports Triton
+
+        self.num_flops, self._formulas = 0, flop_registry
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch's way to leave out a decorator that imports the compiler to keep it away."""
+        return False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Runs an operator and counts what its formula says."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        formula = self._formulas.get(getattr(func, "overloadpacket", None))
+        if formula is not None:
+            self.num_flops += formula(*args, **kwargs, out_val=out)
+        return out
+
+
+def _uncompiled() -> AbstractContextManager[Any]:
+    """Inside, what is compiled runs as it is written; what is not loaded has compiled nothing."""
+    if "torch._dynamo" not in sys.modules:
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")  # type: ignore[no-any-return]
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

@@ -12,8 +12,10 @@ from torch import nn
 from data_pipelines.errors import UserError
 from msam_scale.config import Config
 from msam_scale.config.deepspeed.optimizers import CLIENT_OPTIMIZER, DEEPSPEED_OPTIMIZERS
+from msam_scale.config.deepspeed.zero_keys import STAGE_OF
 from msam_scale.config.sections.optimization import OptimizerSection
 from msam_scale.optimization.deepspeed_optimizers import deepspeed_optimizer
+from msam_scale.optimization.eager import without_compiler
 from msam_scale.optimization.optimizers import (
     build_optimizer,
     optimizer_arguments,
@@ -62,6 +64,8 @@ def optimizer_builder(config: Config, source: OptimizerSource | None = None) -> 
         arguments = optimizer_arguments(
             cls, given | section.args, of_dtensors=config.sharding.strategy == "fsdp"
         )
+        if not STAGE_OF.get(config.sharding.strategy):  # DeepSpeed looks for torch's very classes
+            cls = without_compiler(cls)  # type: ignore[arg-type]  # classes do have a hash
         return lambda parameters: build_optimizer(parameters, cls=cls, arguments=arguments)
 
     def checked(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

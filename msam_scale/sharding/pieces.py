@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
-from torch.distributed.tensor import DTensor, Shard
 
 from msam_scale.ranks import Ranks
+from msam_scale.sharding.dtensors import is_dtensor, is_in_rows
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 MODEL, OPTIMIZER = "model/", "optimizer/"
 
@@ -96,9 +100,9 @@ def local_piece(name: str, tensor: torch.Tensor) -> tuple[Piece, bool]:
 
     A DTensor in equal runs of rows is taken as it lies; one that is laid out otherwise is gathered.
     """
-    if not isinstance(tensor, DTensor):
+    if not is_dtensor(tensor):
         return Piece.whole(name, tensor), True
-    if tuple(tensor.placements) != (Shard(0),):
+    if not is_in_rows(tensor):
         return Piece.whole(name, tensor.full_tensor()), True
     start, _ = local_range(tensor)
     local = tensor.to_local().detach()

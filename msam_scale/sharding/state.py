@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from data_pipelines.errors import UserError
 from msam_scale.ranks import Ranks
+from msam_scale.sharding.dtensors import is_dtensor, is_in_rows
 from msam_scale.sharding.pieces import (
     MODEL,
     OPTIMIZER,
@@ -159,7 +159,7 @@ def _trained(
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
     tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def _part(saved: SavedTensors, name: str, *, like: torch.Tensor) -> torch.Tensor:
@@ -169,10 +169,12 @@ def _part(saved: SavedTensors, name: str, *, like: torch.Tensor) -> torch.Tensor
     """
     if saved.shape(name) != like.shape:
         return saved[name]
-    if not isinstance(like, DTensor):
+    if not is_dtensor(like):
         whole = saved[name]
         return torch.empty_like(like, dtype=whole.dtype).copy_(whole)
-    if tuple(like.placements) != (Shard(0),):
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if not is_in_rows(like):
         whole = saved[name].to(like.device)
         return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
     local = saved.elements(name, *local_range(like))

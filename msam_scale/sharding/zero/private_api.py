@@ -42,8 +42,9 @@ def prepare_process() -> None:
 
     It reads its device's number from LOCAL_RANK, in every forward; launchers set it. On a CPU its
     `init_distributed` would build a collective with a C++ compiler, under a lock that a killed
-    build leaves behind; gloo does without it. It calls names that torch has deprecated, at which
-    a user can do nothing.
+    build leaves behind; gloo does without it. There it would also start `numactl` at each reduction
+    of stage 3, to count what takes the place of GPUs. It calls names that torch has deprecated, at
+    which a user can do nothing.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -52,9 +53,16 @@ def prepare_process() -> None:
     os.environ.setdefault("LOCAL_RANK", str(index))
     if get_accelerator().device_name() == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        get_accelerator().device_count = _ranks_of_this_machine
     warnings.filterwarnings(
         "ignore", message=r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
     )
+
+
+def _ranks_of_this_machine() -> int:
+    """As the launcher says it: `deepspeed`'s name of the variable, then torchrun's."""
+    number = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or ""
+    return int(number) if number.isdigit() else dist.get_world_size()
 
 
 # Stages 1 and 2.
