@@ -30,6 +30,7 @@ batch: {size: 64, norm_samples: 16}
 optimizer: {name: adamw, lr: 0.01}
 training: {steps: 2, ema: 0.5}
 monitor: {every: 1, progress: false}
+checkpoint: {every: 1}
 """
 
 # The compiler imports FSDP, DTensors, sympy and Triton; each of the others takes half a second and
@@ -52,7 +53,8 @@ NEVER_NEEDED = [
 
 # Prints what is loaded after each stage, as JSON.
 PROGRAM = """
-import contextlib, io, json, sys
+import contextlib, io, json, shutil, sys
+from pathlib import Path
 watched, config = json.loads(sys.argv[1]), sys.argv[2]
 loaded = {}
 
@@ -71,8 +73,12 @@ msam_scale.initialize
 note("initialize")
 command("train", config, "monitor.tensorboard=false")
 note("run")
-command("train", config, "run.name=next", "checkpoint.start_from=runs/run")
-note("run from another's state")
+checkpoints = Path("runs/run/checkpoints")
+shutil.rmtree(checkpoints / "step-00000002")
+(checkpoints / "latest").write_text("step-00000001")
+command("train", config)
+note("run that goes on")
+assert (checkpoints / "step-00000002").is_dir()
 print(json.dumps(loaded))
 """
 
@@ -88,7 +94,7 @@ def test_nothing_is_imported_before_it_is_used(tmp_path: Path, digits: Path) -> 
         "config": [],
         "initialize": ["torch"],
         "run": ["torch", "torch.utils.flop_counter"],
-        "run from another's state": later,
+        "run that goes on": later,
     }
 
 

@@ -141,12 +141,3 @@ def test_the_process_exits_with_2_and_one_line(config: str) -> None:
         "msam-scale: command line: rho: is not a key; did you mean objective.rho?\n"
     )
     assert ended.stdout == ""
-
-
-def test_looking_at_a_config_does_not_import_torch(config: str) -> None:
-    program = (
-        "import sys; from launch.cli import main; "
-        f"code = main(['config', 'show', {config!r}]); sys.exit(code or 'torch' in sys.modules)"
-    )
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
-    assert ended.returncode == 0

@@ -141,21 +141,6 @@ def test_switched_off_reports_are_not_written(config: str) -> None:
     ]
 
 
-def test_a_run_does_without_what_only_others_use(config: str) -> None:
-    """Each of these takes a second or more of every start of every rank."""
-    program = (
-        "import sys; from launch.cli import main; "
-        f"code = main(['train', {config!r}, 'training.steps=1', 'monitor.progress=false']); "
-        "rare = {'timm', 'transformers', 'deepspeed', 'sklearn', 'scipy'}; "
-        "sys.exit(code or str(rare & set(sys.modules)))"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    assert ended.stderr.splitlines()[-1] == "set()"
-    assert metric_lines("small")[-1]["split"] == "val"
-
-
 def test_the_number_of_ranks_does_not_matter(config: str) -> None:
     """In float64, through real launchers: losses, norms and accuracies of 1, 2 and 4 ranks."""
     words = ("precision=float64", "training.steps=4", "training.eval_every=2")
