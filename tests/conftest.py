@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 from filelock import FileLock
+from finished_run import finished_run as finished_run
 from rank_pool import OnRanks, RankPool
 from report import found_here, tables, take_over
 from scheduling import RanksInOneProcess

@@ -76,9 +76,18 @@ def _arm(stage: str, who: str, number: int) -> None:
     writer.write_checkpoint = counts
 
 
+def arm(kill: str) -> None:
+    """Has this rank be killed, if it is one of those.
+
+    Args:
+        kill: STAGE:WHO:NUMBER.
+    """
+    stage, who, number = kill.split(":")
+    if who != "rank" or os.environ["RANK"] == ("1" if stage == "during data" else "0"):
+        _arm(stage, who, int(number))
+
+
 if __name__ == "__main__":
-    if (kill := os.environ.get("KILL")) is not None:
-        stage, who, number = kill.split(":")
-        if who != "rank" or os.environ["RANK"] == ("1" if stage == "during data" else "0"):
-            _arm(stage, who, int(number))
+    if "KILL" in os.environ:
+        arm(os.environ["KILL"])
     _end(main(sys.argv[1:]))

@@ -1,42 +1,66 @@
-"""A sample of `tests/kill_matrix.py`: SIGKILL during saves of a real job, and nothing is lost."""
+"""SIGKILL during saves of real ranks: nothing is lost. A sample of `tests/kill_matrix.py`, and all."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
+import kill_matrix
+import killed_rank
 import pytest
-from kill_matrix import Job, Kill, assert_same_weights, kill_and_look
+from kill_matrix import Job, assert_same_weights
+from live_runs import LiveRanks
 from rank_pool import OnRanks
 from runs_on_ranks import train
 from saved_state import checkpoint_tensors, rewrite_tensors
 
 from msam_scale.checkpoint import step_folders
 
-_NUM_STEPS = 9
+_NUM_STEPS = 12
+# Where a file is half written, where one of three things about a folder is done, and where one
+# that is no longer kept is half gone; of each start the second save.
+_STAGES = ("during data", "before latest", "during deletion")
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    """A folder with the digits."""
-    folder = tmp_path_factory.mktemp("kills")
-    (folder / "digits").symlink_to(digits)
-    return folder
-
-
-def test_a_killed_job_ends_as_one_that_nobody_disturbed(home: Path, on_ranks: OnRanks) -> None:
-    whole, killed = (Job(home, name=name, num_steps=_NUM_STEPS) for name in ("whole", "killed"))
-    on_ranks(2, train, str(whole.config), str(home), [])
-    steps = [
-        kill_and_look(killed, Kill("during data", "rank"), asynchronous=True, after=0.0),
-        kill_and_look(killed, Kill("during latest", "launcher"), asynchronous=False, after=0.0),
-    ]
-    assert steps == sorted(steps)
-    assert steps[-1] < _NUM_STEPS, "it was cut off before its end"
-    on_ranks(2, train, str(killed.config), str(home), [])
+@pytest.mark.layouts
+def test_a_killed_job_ends_as_one_that_nobody_disturbed(
+    tmp_path: Path, digits: Path, monkeypatch: pytest.MonkeyPatch, on_ranks: OnRanks
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("digits").symlink_to(digits)
+    whole, killed = (Job(tmp_path, name=name, num_steps=_NUM_STEPS) for name in ("whole", "killed"))
+    on_ranks(2, train, str(whole.config), str(tmp_path), [])
+    before = 0
+    for number, stage in enumerate(_STAGES):
+        asynchronous = f"checkpoint.async={str(number == 0).lower()}"
+        ranks = LiveRanks(
+            str(killed.config),
+            asynchronous,
+            "monitor.progress=true",
+            before=partial(killed_rank.arm, f"{stage}:rank:2"),
+        )
+        try:
+            ranks.wait_for_text("KILLED")
+        finally:
+            ranks.close()  # as launchers end the others
+        assert not before or f"resumed after step {before} of" in ranks.text(), ranks.text()
+        after = killed.check()
+        assert after > before, "a checkpoint of each start is whole"
+        before = after
+    assert before < _NUM_STEPS, "it was cut off before its end"
+    on_ranks(2, train, str(killed.config), str(tmp_path), [])
     assert_same_weights(whole, killed)
+    names = {path.name for path in killed.checkpoints.iterdir()}
+    assert names == {"latest", *(folder.name for folder in step_folders(killed.checkpoints))}
     # That the comparison can fail.
     newest = step_folders(killed.checkpoints)[-1]
     tensors = checkpoint_tensors(newest)
     rewrite_tensors(newest, {name: tensor + 1 for name, tensor in tensors.items()})
     with pytest.raises(AssertionError):
         assert_same_weights(whole, killed)
+
+
+@pytest.mark.part("kills")
+def test_a_hundred_kills_lose_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    kill_matrix.main(["--kills", "100"])
+    assert "100 kills, all resumed; the final weights are bit-identical" in capsys.readouterr().out

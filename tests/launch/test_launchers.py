@@ -1,100 +1,118 @@
-"""Every launcher starts the same training, and every strategy follows it."""
+"""What is promised of each launcher, on one run of it that is stopped and one with a mistake."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from ports import free_port
+import torch
+from live_runs import LiveRun, figures, metric_lines, saved_step, steps, weights
 from rank_pool import OnRanks
 from runs_on_ranks import train
 
-_ROOT = Path(__file__).parents[2]
-_BIN = Path(sys.executable).parent
-_LAUNCHERS: dict[str, list[str]] = {
-    "msam-scale": [sys.executable, "-m", "launch.cli", "train", "--nproc", "2"],
-    "torchrun": [
-        str(_BIN / "torchrun"),
-        "--master-port=PORT",
-        "--nproc-per-node=2",
-        "launch/train.py",
-    ],
-    "deepspeed": [
-        str(_BIN / "deepspeed"),
-        *("--master_port", "PORT"),
-        *("--log_level", "error", "--num_accelerators", "2", "launch/train.py"),
-    ],
+CONFIG = """
+model: {source: msam_scale, name: wrn-10-1}
+data: {train: "DIGITS/train", val: "DIGITS/val"}
+objective: {algorithm: msam, micro_batches: 4, rho: 0.05}
+batch: {size: 32, norm_samples: 4, chunk: 4}
+optimizer: {name: sgd, lr: 0.05, momentum: 0.9}
+schedule: {name: one_cycle, warmup: 0.1}
+training: {steps: 20, eval_every: 8}
+monitor: {every: 1, tensorboard: false, progress: false}
+"""
+NUM_STEPS = 20
+FIGURES = ("step", "split", "loss", "lr", "grad_norm", "ascent_norm", "accuracy", "samples")
+Start = Callable[..., LiveRun]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A launcher and what it makes of its ranks' ends.
+
+    Attributes:
+        strategy: that it is tested with.
+        code: after SIGTERM.
+        says: what stopped the ranks.
+        mistake: its code after one that the user can mend.
+    """
+
+    strategy: str
+    code: int
+    says: str
+    mistake: int
+
+
+CASES = {
+    "msam-scale": Case("replicated", 75, "SIGTERM", 2),
+    "torchrun": Case("fsdp", 1, "SIGTERM", 1),
+    # It ends alone, and leaves its launch.py and the ranks.
+    "deepspeed": Case("zero3", -signal.SIGTERM, "its launcher is gone", 2),
 }
-# The whole matrix takes minutes; the README's commands have more of it. `ranks` are processes that
-# no launcher has started. Where ranks work on a micro-batch together, the validation set gives one
-# of the two a block more than the other.
-_STARTS = [
-    *(("ranks", strategy) for strategy in ("fsdp", "zero1", "zero2", "zero3")),
-    ("msam-scale", "replicated"),
-    ("torchrun", "fsdp"),
-    ("deepspeed", "zero3"),
-]
-_FIGURES = ("loss", "lr", "grad_norm", "ascent_norm", "accuracy")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Path:
-    """Where the digits and the runs are."""
+def config(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[str]:
+    """A config in a folder that is the working folder."""
     folder = tmp_path_factory.mktemp("launchers")
-    (folder / "digits").symlink_to(digits)
-    return folder
+    path = folder / "small.yaml"
+    path.write_text(CONFIG.replace("DIGITS", str(digits)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield str(path)
 
 
-def _figures(launcher: str, strategy: str, folder: Path, on_ranks: OnRanks) -> list[list[float]]:
-    """The metrics of a few steps of the quickstart, made once."""
-    name = f"{launcher}-{strategy}"
-    lines = folder / "runs" / name / "metrics.jsonl"
-    if not lines.is_file():
-        overrides = [
-            f"run.name={name}",
-            f"run.dir={folder / 'runs'}",
-            f"data.train={folder / 'digits/train'}",
-            f"data.val={folder / 'digits/val'}",
-            f"sharding.strategy={strategy}",
-            *("training.epochs=null", "training.steps=4", "monitor.every=1"),
-            *("schedule.warmup=0.25", "optimizer.lr=0.01"),
-            *("monitor.progress=false", "monitor.tensorboard=false"),
-        ]
-        if launcher == "ranks":
-            on_ranks(2, train, "configs/quickstart.yaml", str(_ROOT), overrides)
-        else:
-            launch = [word.replace("PORT", str(free_port())) for word in _LAUNCHERS[launcher]]
-            _launch([*launch, "configs/quickstart.yaml", *overrides])
-    metrics = [json.loads(line) for line in lines.read_text().splitlines()]
-    assert len(metrics) == 5
-    return [[line[name] for name in _FIGURES if name in line] for line in metrics]
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts a run under a launcher; ends what is left of it."""
+    runs = []
+
+    def start(launcher: str, config: str, *words: str) -> LiveRun:
+        runs.append(LiveRun(launcher, config, *words))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.close()
 
 
-def _launch(command: list[str]) -> None:
-    environment = os.environ | {"PATH": f"{_BIN}{os.pathsep}{os.environ['PATH']}"}
-    done = subprocess.run(
-        command,
-        cwd=_ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
-@pytest.mark.parametrize(("launcher", "strategy"), _STARTS)
-def test_every_launcher_and_strategy_gives_the_same_metrics(
-    launcher: str, strategy: str, folder: Path, on_ranks: OnRanks
+@pytest.mark.layouts
+@pytest.mark.parametrize("launcher", CASES)
+def test_a_run_is_stopped_in_order_and_is_that_of_any_ranks(
+    launcher: str, config: str, start: Start, on_ranks: OnRanks
 ) -> None:
-    figures = _figures(launcher, strategy, folder, on_ranks)
-    assert figures == _figures("ranks", strategy, folder, on_ranks)
-    expected = _figures("ranks", "replicated", folder, on_ranks)
-    for line, right in zip(figures, expected, strict=True):
-        # Batch normalization over four samples multiplies what float32 rounds.
-        assert line == pytest.approx(right, rel=1e-5)
+    """Metrics and weights are bit for bit those of ranks that no launcher has started."""
+    case = CASES[launcher]
+    words = [f"sharding.strategy={case.strategy}"]
+    on_ranks(2, train, config, str(Path.cwd()), [*words, "run.name=whole-" + launcher])
+    run = start(launcher, config, *words, f"run.name={launcher}")
+    run.wait_for_steps(launcher, step=1)
+    run.process.terminate()
+    assert run.code() == case.code, run.text()
+    run.wait_until_nothing_is_left()
+    step = saved_step(launcher)
+    assert 0 < step < NUM_STEPS
+    assert steps(launcher)[-1] == step, "the last step done is saved"
+    said = f"stopped by {case.says} after step {step} of {NUM_STEPS}, saved in runs/{launcher}/"
+    assert run.text().count(said) == 1, run.text()
+    assert run.text().count(f"msam-scale: {case.says}: stopping") == 1, run.text()
+    assert launcher == "torchrun" or "Traceback" not in run.text()
+
+    on_ranks(2, train, config, str(Path.cwd()), [*words, f"run.name={launcher}"])
+    assert figures(launcher, *FIGURES) == figures(f"whole-{launcher}", *FIGURES)
+    assert metric_lines(launcher)[-1]["step"] == NUM_STEPS
+    expected = weights(f"whole-{launcher}")
+    assert all(torch.equal(expected[name], t) for name, t in weights(launcher).items())
+
+
+@pytest.mark.parametrize("launcher", CASES)
+def test_a_mistake_that_only_ranks_can_find_is_said_once(
+    launcher: str, config: str, start: Start
+) -> None:
+    run = start(launcher, config, "model.name=wrn-11-1", "run.name=mistake")
+    assert run.code() == CASES[launcher].mistake, run.text()
+    run.wait_until_nothing_is_left()
+    assert run.text().count("msam-scale: command line: model.name: ") == 1, run.text()
+    assert not Path("runs/mistake").exists()

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import re
+import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
+from ports import free_port
+from rank_pool import OnRanks
+from runs_on_ranks import train
 
+from launch.cli import _parse, main
 from msam_scale.config.document import markdown_table
 
-pytestmark = pytest.mark.usefixtures("fixed_ports")
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
 WHAT_THE_README_USES = ("Makefile", "pyproject.toml", "configs", "launch")
+# A few steps instead of epochs; of two settings of a key the last one stands.
+SHORT = ("training.epochs=null", "training.steps=2", "training.eval_every=2")
+QUIET = ("monitor.progress=false",)
 
 
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-@pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
     """A copy of the checkout whose `.venv` is the environment that runs the tests."""
-    folder = tmp_path_factory.mktemp("checkout")
+    folder = tmp_path / "a checkout"
+    folder.mkdir()
     for name in WHAT_THE_README_USES:
         source = ROOT / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, folder / name)
@@ -56,6 +66,115 @@ def run(commands: str, *, folder: Path) -> str:
     return done.stdout
 
 
+# In short: each command's words are understood by what they are for, and its run takes two steps.
+
+
+@pytest.fixture
+def in_short(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, on_ranks: OnRanks
+) -> InShort:
+    """Runs commands in the checkout."""
+    monkeypatch.chdir(checkout)
+    return InShort(checkout, on_ranks)
+
+
+class InShort:
+    """Runs commands of the README in this process and on ranks that are there already."""
+
+    def __init__(self, checkout: Path, on_ranks: OnRanks) -> None:
+        self._checkout, self._on_ranks = checkout, on_ranks
+        self.programs: set[str] = set()
+
+    def run(self, command: str) -> None:
+        """One command."""
+        program, *words = shlex.split(command)
+        name = Path(program).name
+        self.programs.add(name)
+        if name == "make":
+            self._make(words)
+        elif name == ".":
+            assert (self._checkout / words[0]).is_file()
+        elif name == "msam-scale":
+            self._msam_scale(words)
+        elif name in ("torchrun", "deepspeed"):
+            self._launch(name, words)
+        else:
+            self._tensorboard(name, words)
+
+    def _make(self, words: list[str]) -> None:
+        done = run(shlex.join(["make", "-n", *words]), folder=self._checkout)
+        lines = [line for line in done.splitlines() if line.startswith(".venv/bin/")]
+        assert len(lines) == 2, done
+        for line in lines:
+            assert (self._checkout / shlex.split(line)[0]).exists(), line
+            self.run(line)
+
+    def _msam_scale(self, words: list[str]) -> None:
+        if words[0] != "train":
+            assert main(words) == 0, words
+            return
+        arguments = _parse(words)
+        if arguments.nproc is None:
+            assert main([*words, *SHORT, *QUIET]) == 0, words
+        else:
+            self._train(arguments.nproc, arguments.config, arguments.overrides)
+
+    def _launch(self, name: str, words: list[str]) -> None:
+        if name == "torchrun":
+            from torch.distributed.run import parse_args
+
+            found = parse_args(words)
+            num_ranks, script = int(found.nproc_per_node), found.training_script
+            of_script = found.training_script_args
+        else:
+            from deepspeed.launcher.runner import parse_args
+
+            found = parse_args(words)
+            num_ranks, script, of_script = found.num_gpus, found.user_script, found.user_args
+        assert (self._checkout / script).is_file()
+        assert Path(script) == Path("launch/train.py")
+        config, *overrides = of_script
+        self._train(num_ranks, config, overrides)
+
+    def _train(self, num_ranks: int, config: str, overrides: list[str]) -> None:
+        words = [*overrides, *SHORT, *QUIET]
+        self._on_ranks(num_ranks, train, config, str(self._checkout), words)
+
+    def _tensorboard(self, name: str, words: list[str]) -> None:
+        from tensorboard.program import TensorBoard
+
+        assert (Path(sys.executable).parent / name).is_file()
+        board = TensorBoard()
+        board.configure([name, *words, "--inspect"])
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):
+            assert board.main() == 0
+        assert "loss/train" in said.getvalue()
+
+
+def test_every_command_works_in_short(in_short: InShort, checkout: Path) -> None:
+    for block in blocks("bash"):
+        for command in block.splitlines():
+            in_short.run(command)
+    programs = {"make", ".", "msam-scale", "torchrun", "deepspeed", "tensorboard"}
+    assert in_short.programs == programs, "the README has commands of other programs"
+    names = {path.name for path in (checkout / "runs").iterdir()}
+    assert names == {"quickstart", "quickstart_vit", "one-rank", "fsdp", "zero3"}
+    assert (checkout / "curves.png").stat().st_size > 10_000
+
+
+# At full length.
+
+
+@pytest.fixture
+def fixed_ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For commands that take torchrun's and the deepspeed launcher's own port: one at a time."""
+    with FileLock(tmp_path_factory.getbasetemp().parent / "fixed_ports.lock"):
+        yield
+
+
+@pytest.mark.part("readme")
+@pytest.mark.usefixtures("fixed_ports")
 def test_every_command_works(checkout: Path) -> None:
     activate = ". .venv/bin/activate\n"
     for block in blocks("bash"):
@@ -80,9 +199,7 @@ def test_every_command_works(checkout: Path) -> None:
 
 def serves(command: str, *, folder: Path) -> None:
     """Starts TensorBoard as the README says, on a free port, and asks for its page."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     binary = Path(sys.prefix, "bin", command.split()[0])
     words = [str(binary), *command.split()[1:], "--port", str(port)]
     log = folder / "tensorboard.log"
@@ -103,13 +220,10 @@ def serves(command: str, *, folder: Path) -> None:
         process.wait(timeout=30)
 
 
-def test_the_code_works() -> None:
+def test_the_code_works(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks("python")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
-    loss, gradient_norm, ascent_norm, skipped = done.stdout.split()
+    exec(compile(code, "README.md", "exec"), {"__name__": "__main__"})
+    loss, gradient_norm, ascent_norm, skipped = capsys.readouterr().out.split()
     assert float(loss) > 0
     assert float(gradient_norm) > 0
     assert float(ascent_norm) > 0

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from live_runs import SETTINGS
+import torch
+from live_runs import metric_lines, saved_step, weights
+from undisturbed import CONFIG, SETTINGS
 
 from launch.cli import main
-
-CONFIG = """
-model: {source: msam_scale, name: wrn-10-1}
-data: {train: DIGITS/train, val: DIGITS/val}
-objective: {algorithm: msam, micro_batches: 4, rho: 0.05}
-batch: {size: 32, norm_samples: 4}
-optimizer: {name: sgd, lr: 0.05, momentum: 0.9}
-schedule: {name: one_cycle, warmup: 0.1}
-training: {eval_every: 8}
-monitor: {progress: false}
-"""
-
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[str]:
@@ -35,7 +25,16 @@ def config(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[s
 
 
 @pytest.fixture
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of one test."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def goes_on(config: str) -> Callable[[str], None]:
+    """Goes on with a run in this process, to what the undisturbed one has come to."""
+
+    def check(name: str) -> None:
+        assert 0 < saved_step(name) < 16
+        assert main(["train", config, f"run.name={name}", *SETTINGS]) == 0
+        expected = weights("whole")
+        for key, tensor in weights(name).items():
+            torch.testing.assert_close(tensor, expected[key], rtol=1e-8, atol=1e-10)
+        kinds = [(line["step"], line["split"]) for line in metric_lines(name)]
+        assert kinds == [(line["step"], line["split"]) for line in metric_lines("whole")]
+
+    return check

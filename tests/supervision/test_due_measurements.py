@@ -10,11 +10,9 @@ import pytest
 import torch
 from live_runs import metric_lines, weights
 
-from data_pipelines.errors import UserError
 from launch.cli import main
 from msam_scale.checkpoint import Progress, find_checkpoint
 from msam_scale.supervision import Supervision
-from msam_scale.supervision.lost_rank import lost_rank
 
 # A step is an epoch, and everything is measured after each.
 _SETTINGS = (
@@ -76,13 +74,3 @@ def test_a_stop_before_the_first_step_saves_nothing(
         capsys.readouterr().out
     )
     assert not metric_lines("early")
-
-
-def test_only_a_lost_connection_is_a_lost_rank() -> None:
-    lost = RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
-    said = lost_rank(lost, heartbeats=None, step=7)
-    assert said is not None
-    assert said.startswith("another rank is gone (which one is not known): lost the connection")
-    assert "in step 7" in said
-    assert lost_rank(RuntimeError("out of memory"), heartbeats=None, step=7) is None
-    assert lost_rank(UserError("Connection reset by peer"), heartbeats=None, step=7) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from rank_pool import OnRanks
+from warm_processes import ended, start_warm
 
 from msam_scale.ranks import Ranks
 from msam_scale.supervision import StopRequest
@@ -109,12 +109,7 @@ def _before_the_ranks_have_joined() -> None:
 def test_how_a_signalled_process_ends(
     function: Callable[..., None], arguments: tuple[float, ...], code: int
 ) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "timm", "msam_scale.initialization"])
-    process = context.Process(target=function, args=arguments)
-    process.start()
-    process.join(60)
-    assert process.exitcode == code
+    assert ended(function, *arguments) == code
 
 
 def test_signals_are_given_back() -> None:
@@ -158,10 +153,7 @@ def _launcher(folder: str) -> None:
 
 
 def test_a_rank_notices_that_its_launcher_is_killed(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "timm", "msam_scale.initialization"])
-    process = context.Process(target=_launcher, args=(str(tmp_path),))
-    process.start()
+    process = start_warm(_launcher, str(tmp_path))
     written = tmp_path / "rank"
     end = time.monotonic() + 60
     while not (written.exists() and written.read_text()):

@@ -1,4 +1,4 @@
-"""Runs under each launcher that are asked to stop, or lose a rank or their launcher."""
+"""Runs under each launcher that are asked to stop, hang, or lose a rank or their launcher."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-import torch
-from live_runs import SETTINGS, LiveRun, metric_lines, saved_step, steps, weights
+from live_runs import LiveRun, saved_step, steps
+from undisturbed import SETTINGS
 
-from launch.cli import main
-
+pytestmark = pytest.mark.part("signals")
 Start = Callable[..., LiveRun]
+GoesOn = Callable[[str], None]
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def start() -> Iterator[Start]:
     runs = []
 
     def start(launcher: str, config: str, *words: str) -> LiveRun:
-        runs.append(LiveRun(launcher, config, *words))
+        runs.append(LiveRun(launcher, config, *SETTINGS, "batch.chunk=4", *words))
         return runs[-1]
 
     yield start
@@ -29,19 +29,8 @@ def start() -> Iterator[Start]:
         run.close()
 
 
-def check_that_it_goes_on(config: str, name: str) -> None:
-    """Goes on in this process, to what an undisturbed run has come to."""
-    assert 0 < saved_step(name) < 16
-    assert main(["train", config, f"run.name={name}", *SETTINGS]) == 0
-    expected = weights("whole")
-    for key, tensor in weights(name).items():
-        torch.testing.assert_close(tensor, expected[key], rtol=1e-8, atol=1e-10)
-    kinds = [(line["step"], line["split"]) for line in metric_lines(name)]
-    assert kinds == [(line["step"], line["split"]) for line in metric_lines("whole")]
-
-
 def test_a_signal_to_the_command_saves_and_a_hanging_rank_ends_it(
-    config: str, start: Start
+    config: str, start: Start, goes_on: GoesOn
 ) -> None:
     run = start("msam-scale", config, "run.name=command", "data.workers=1")
     run.wait_for_steps("command", step=1)
@@ -68,11 +57,11 @@ def test_a_signal_to_the_command_saves_and_a_hanging_rank_ends_it(
         run.text(),
     )
     assert found, run.text()
-    check_that_it_goes_on(config, "command")
+    goes_on("command")
 
 
 def test_torchrun_starts_again_after_a_lost_rank_and_hands_signals_on(
-    config: str, start: Start
+    config: str, start: Start, goes_on: GoesOn
 ) -> None:
     words = ("checkpoint.every=2", "data.workers=1", "monitor.progress=true")
     run = start("torchrun", config, "run.name=torchrun", *words)
@@ -90,10 +79,12 @@ def test_torchrun_starts_again_after_a_lost_rank_and_hands_signals_on(
     assert run.code() == 1, run.text()
     run.wait_until_nothing_is_left()
     assert "stopped by SIGTERM after step" in run.text()
-    check_that_it_goes_on(config, "torchrun")
+    goes_on("torchrun")
 
 
-def test_ranks_of_a_deepspeed_launcher_that_is_gone_save_and_end(config: str, start: Start) -> None:
+def test_ranks_of_a_deepspeed_launcher_that_is_gone_save_and_end(
+    config: str, start: Start, goes_on: GoesOn
+) -> None:
     run = start("deepspeed", config, "run.name=deepspeed")
     run.wait_for_steps("deepspeed", step=1)
     run.process.terminate()
@@ -101,4 +92,17 @@ def test_ranks_of_a_deepspeed_launcher_that_is_gone_save_and_end(config: str, st
     run.wait_until_nothing_is_left()
     assert "stopped by its launcher is gone after step" in run.text()
     assert steps("deepspeed")[-1] == saved_step("deepspeed")
-    check_that_it_goes_on(config, "deepspeed")
+    goes_on("deepspeed")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_each_signal_to_the_command_ends_all_ranks_with_one_line(
+    sent: signal.Signals, config: str, start: Start
+) -> None:
+    name = sent.name.lower()
+    run = start("msam-scale", config, f"run.name={name}", "training.steps=100000")
+    run.wait_for_steps(name, step=1)
+    run.process.send_signal(sent)
+    assert run.code() == 75, run.text()
+    assert run.text().count(f"msam-scale: {sent.name}: stopping") == 1
+    assert "Traceback" not in run.text()

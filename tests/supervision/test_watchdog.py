@@ -1,0 +1,161 @@
+"""What ranks know of each other, and what a rank that hangs says before it ends."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from warm_processes import ended, say_into
+
+from data_pipelines.errors import UserError
+from msam_scale.config.sections.faults import FaultsSection
+from msam_scale.supervision import Supervision, Watchdog
+from msam_scale.supervision import heartbeats as heartbeats_module
+from msam_scale.supervision.heartbeats import Heartbeat, Heartbeats
+from msam_scale.supervision.lost_rank import lost_rank
+from msam_scale.supervision.own_frames import place_of_main_thread
+
+_INTERVAL = 0.05
+Marks = dict[int, tuple[int, str]]
+
+
+def _store(port: int = 0) -> dist.TCPStore:
+    """A server of its own, or a connection to the one at a port."""
+    return dist.TCPStore("127.0.0.1", port, is_master=not port, wait_for_workers=False)
+
+
+def _beating(store: dist.Store, marks: Marks, *, size: int) -> dict[int, Heartbeats]:
+    """The heartbeats of some ranks."""
+
+    def of(rank: int) -> Heartbeats:
+        return Heartbeats(
+            store, rank=rank, size=size, now=lambda: marks[rank], interval=_INTERVAL
+        )
+
+    beating = {rank: of(rank) for rank in marks}
+    for one in beating.values():
+        one.start()
+    return beating
+
+
+@pytest.fixture
+def store() -> dist.TCPStore:
+    """The server of a store at a free port."""
+    return _store()
+
+
+def test_a_rank_that_no_longer_beats_is_silent(store: dist.TCPStore) -> None:
+    marks: Marks = {0: (3, "step"), 1: (3, "loading data"), 2: (2, "saving")}
+    beating = _beating(store, marks, size=4)
+    try:
+        end = time.monotonic() + 60
+        while set(beating[0].read() or ()) != {0, 1, 2}:
+            assert time.monotonic() < end
+            time.sleep(_INTERVAL)
+        beating[2].close()
+        marks[1] = (4, "step")
+        found = beating[0].survey()
+        assert found is not None
+        beats, silent = found
+        assert silent == [2, 3], "one has stopped, one was never there"
+        assert (beats[1].step, beats[1].phase) == (4, "step")
+        assert (beats[2].step, beats[2].phase) == (2, "saving")
+        said = lost_rank(_LOST, heartbeats=beating[0], step=7)
+        assert said is not None
+        assert said.startswith("another rank is gone (ranks 2, 3): lost the connection")
+    finally:
+        for one in beating.values():
+            one.close()
+
+
+def test_a_store_that_is_gone_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeats_module, "_SECONDS_TO_READ", 0.3)
+    server = _store()
+    client = _store(server.port)
+    heartbeats = Heartbeats(client, rank=1, size=2, now=lambda: (0, "step"), interval=_INTERVAL)
+    del server
+    assert heartbeats.survey() is None
+    monkeypatch.delenv("TORCHELASTIC_USE_AGENT_STORE", raising=False)
+    said = lost_rank(RuntimeError("Timed out waiting 5000ms"), heartbeats=heartbeats, step=7)
+    assert said is not None
+    assert said.startswith("another rank is gone (probably rank 0: the ranks' store")
+    assert "no answer from it while in" in said
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    said = lost_rank(RuntimeError("Broken pipe"), heartbeats=heartbeats, step=7)
+    assert said is not None
+    assert "(which one is not known)" in said
+
+
+def test_behind_is_an_earlier_step_or_an_earlier_phase_of_it() -> None:
+    beat = Heartbeat(number=1, step=5, phase="step")
+    assert beat.is_behind(6, "starting")
+    assert beat.is_behind(5, "evaluation")
+    assert not beat.is_behind(5, "step")
+    assert not beat.is_behind(5, "loading data")
+    assert not beat.is_behind(4, "saving")
+    assert Heartbeat(number=1, step=5, phase="of a later version").is_behind(5, "loading data")
+
+
+_LOST = RuntimeError("[pair.cc:534] Connection closed by peer [127.0.0.1]:4711")
+
+
+def test_only_a_lost_connection_is_a_lost_rank() -> None:
+    said = lost_rank(_LOST, heartbeats=None, step=7)
+    assert said is not None
+    assert said.startswith("another rank is gone (which one is not known): lost the connection")
+    assert "in step 7" in said
+    assert lost_rank(RuntimeError("out of memory"), heartbeats=None, step=7) is None
+    assert lost_rank(UserError("Connection reset by peer"), heartbeats=None, step=7) is None
+
+
+def _hangs(log: str, port: int) -> None:
+    """As rank 0 of three, in step 3, of which rank 1 is ahead and rank 2 was never there."""
+    say_into(log)
+    watchdog = Watchdog(timeout=0.3, rank=0)
+    store = _store(port)
+    marks: Marks = {0: (3, "evaluation"), 1: (4, "step")}
+    watchdog.heartbeats = _beating(store, marks, size=3)[0]
+    watchdog.beat(phase="evaluation", step=3)
+    watchdog.start()
+    for _ in range(4):  # longer than the timeout in all
+        time.sleep(0.15)
+        watchdog.beat(phase="evaluation")
+    os.write(2, b"waits\n")
+    time.sleep(300)
+
+
+def test_a_process_without_a_beat_says_where_it_hangs_and_ends(
+    tmp_path: Path, store: dist.TCPStore
+) -> None:
+    log = tmp_path / "log"
+    assert ended(_hangs, str(log), store.port) == 1
+    said = log.read_text()
+    assert said.startswith("waits\n"), "beats keep it going"
+    assert "in _hangs" in said, "the stack of every thread"
+    assert said.endswith(
+        "msam-scale, rank 0: no progress for 0.3 s in evaluation of step 3; waiting in code "
+        "outside of msam_scale; ranks that have not come as far: rank 2 (never heard of)\n"
+    )
+
+
+def test_groups_give_up_after_the_watchdog() -> None:
+    """It knows more than a collective that gives up."""
+    assert Supervision(FaultsSection(timeout=30.0), code=75).timeout == timedelta(seconds=90)
+    assert Supervision(FaultsSection(timeout=None), code=75).timeout == timedelta(days=20)
+
+
+def test_a_place_is_the_innermost_function_of_this_project() -> None:
+    def loader() -> Iterator[int]:
+        places.append(place_of_main_thread())
+        yield 1
+
+    places: list[str] = []
+    supervision = Supervision(FaultsSection(), code=75)
+    assert list(supervision.loading(loader())) == [1]
+    assert places[0].startswith("loading (msam_scale/supervision/supervision.py:")
+    supervision.close()
