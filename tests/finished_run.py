@@ -24,7 +24,7 @@ optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5.0e-4}
 schedule: {name: one_cycle, warmup: 0.1}
 training: {steps: 12, label_smoothing: 0.1, eval_every: 6, ema: 0.9999999}
 checkpoint: {every: 3}
-monitor: {every: 2, sharpness_every: 1, sharpness_samples: 32, progress: false}
+monitor: {every: 5, sharpness_every: 1, sharpness_samples: 32, progress: false}
 """
 NUM_STEPS = 12
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from finished_run import FinishedRun
 from safetensors.torch import load_file
 from saved_state import checkpoint_tensors
 
@@ -14,12 +15,10 @@ from msam_scale.checkpoint import read_weights
 
 
 @pytest.fixture
-def run(config: str, capsys: pytest.CaptureFixture[str]) -> Path:
-    """A run of two checkpoints."""
-    words = ["monitor.progress=false", "monitor.tensorboard=false", "data.val=null"]
-    words += ["training.steps=2", "checkpoint.every=1", "training.ema=0.5"]
-    assert main(["train", config, *words]) == 0
-    capsys.readouterr()
+def run(finished_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run of two checkpoints, in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    finished_run.copied(Path("runs"))
     return Path("runs/small")
 
 
@@ -27,17 +26,17 @@ def test_what_the_command_says(run: Path, capsys: pytest.CaptureFixture[str]) ->
     for place in (run, run / "checkpoints"):
         assert main(["checkpoint", "list", str(place)]) == 0
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split()[0] for line in lines] == ["step-00000001", "step-00000002"]
+        assert [line.split()[0] for line in lines] == ["step-00000009", "step-00000012"]
         assert all(line.endswith("complete") for line in lines)
     assert main(["checkpoint", "verify", str(run)]) == 0
     assert capsys.readouterr().out.count(": intact") == 2
 
-    newest = run / "checkpoints/step-00000002"
+    newest = run / "checkpoints/step-00000012"
     assert main(["checkpoint", "inspect", str(newest), "--tensors"]) == 0
     told = capsys.readouterr().out
     tensors = checkpoint_tensors(newest)
     assert "model:          msam_scale wrn-10-1" in told
-    assert "step:           2" in told
+    assert "step:           12" in told
     for name, tensor in tensors.items():
         assert f"{name}  {str(tensor.dtype)[6:]}  {tuple(tensor.shape)}" in told
     num_elements = sum(t.numel() for name, t in tensors.items() if name.startswith("optimizer/"))
@@ -56,7 +55,7 @@ def test_what_the_command_says(run: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_averaged_weights_are_exported(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    newest = run / "checkpoints/step-00000002"
+    newest = run / "checkpoints/step-00000012"
     for averaged in (False, True):
         out = f"exported-{averaged}"
         words = ["--averaged"] if averaged else []

@@ -19,7 +19,13 @@ from saved_state import edit_progress, reseal, rewrite_tensors
 
 from data_pipelines.errors import UserError
 from launch.cli import main
-from msam_scale.checkpoint import DamagedCheckpointError, Progress, faults_of, read_weights
+from msam_scale.checkpoint import (
+    DamagedCheckpointError,
+    Progress,
+    faults_of,
+    find_checkpoint,
+    read_weights,
+)
 from msam_scale.checkpoint.manifest import Manifest
 from msam_scale.training.resuming import Candidates
 
@@ -96,6 +102,20 @@ def test_without_checksums_damage_goes_unnoticed(
         engine.load_checkpoint(folder)
     monkeypatch.setattr(Manifest, "verify", lambda *_, **__: None)
     engine.load_checkpoint(folder)
+
+
+def test_latest_names_one_that_is_intact_once_damaged_ones_are_set_aside(tmp_path: Path) -> None:
+    engine = engine_for(Run(settings(micro_batches=4)))
+    folders = [engine.save_checkpoint(tmp_path)]
+    engine.train_step(mini_batch(0))
+    folders.append(engine.save_checkpoint(tmp_path))
+    _truncate(folders[1] / "progress.json")
+    candidates = Candidates.in_directory(tmp_path)
+    assert candidates.newest == folders[0]
+    (told,) = candidates.put_in_order()
+    assert told.startswith("passed over step-00000001: ")
+    assert told.endswith("it is kept as damaged-step-00000001")
+    assert find_checkpoint(tmp_path) == folders[0]
 
 
 def _run(config: str, *words: str) -> int:

@@ -20,9 +20,19 @@ from rank_pool import OnRanks
 from saved_state import checkpoint_weights
 
 from launch.cli import main
-from msam_scale.checkpoint import NotWrittenError, commit, faults_of, snapshot, step_folders
-from msam_scale.checkpoint.folder import clear_leftovers
+from msam_scale.checkpoint import (
+    NotWrittenError,
+    Progress,
+    commit,
+    faults_of,
+    find_checkpoint,
+    mark_latest,
+    snapshot,
+    step_folders,
+)
+from msam_scale.checkpoint.folder import clear_leftovers, prune_checkpoints
 from msam_scale.engine import Engine
+from msam_scale.sharding.pieces import Piece
 
 
 def _step(engine: Engine, number: int) -> None:
@@ -206,6 +216,7 @@ def test_a_save_that_is_cut_off_leaves_whole_checkpoints(
     assert int(folders[-1].name.removeprefix("step-")) == newest
     assert not [fault for folder in folders for fault in faults_of(folder)]
     assert {path.name for path in tmp_path.iterdir()} == {"latest", *(f.name for f in folders)}
+    assert find_checkpoint(tmp_path) in folders, "`latest` names one that is there"
     engine.save_checkpoint(tmp_path, keep=1)
     assert [folder.name for folder in step_folders(tmp_path)] == ["step-00000002"]
 
@@ -240,6 +251,33 @@ def test_an_incomplete_folder_does_not_count_as_kept(tmp_path: Path) -> None:
         _step(engine, number)
     names = [folder.name for folder in step_folders(tmp_path)]
     assert names[:2] == ["step-00000001", "step-00000002"]
+
+
+def test_the_one_that_latest_names_stays(tmp_path: Path) -> None:
+    """As after a run that has gone back to it, and has damaged ones after it."""
+    engine = engine_for(Run(settings(micro_batches=4)))
+    folders = []
+    for number in range(4):
+        folders.append(engine.save_checkpoint(tmp_path))
+        _step(engine, number)
+    mark_latest(tmp_path, folders[1])
+    prune_checkpoints(tmp_path, keep=1)
+    assert step_folders(tmp_path) == [folders[1], folders[3]]
+    assert find_checkpoint(tmp_path) == folders[1]
+
+
+def test_parts_of_one_tensor_are_staged_apart() -> None:
+    """As a rank has them whose range of DeepSpeed's flat partition begins within a tensor."""
+    tensor = torch.arange(12.0)
+    pieces = [Piece.whole("weight", tensor).part(start, start + 4) for start in (0, 8)]
+    progress = Progress(
+        step=1, skipped_steps=[0, 0], optimizer="", counters={}, config={}, extra={}, versions={}
+    )
+    staging = snapshot.Staging()
+    staged = staging.staged(snapshot.Snapshot(Path(), progress, pieces, keep=None))
+    tensor.zero_()
+    assert [piece.values.tolist() for piece in staged.pieces] == [[0, 1, 2, 3], [8, 9, 10, 11]]
+    assert [piece.start for piece in staged.pieces] == [0, 8]
 
 
 def test_extra_that_is_no_json_is_refused_before_anything_is_written(tmp_path: Path) -> None:

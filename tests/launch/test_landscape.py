@@ -1,4 +1,4 @@
-"""`msam-scale landscape` on two short runs: numbers against a direct evaluation, and pictures."""
+"""`msam-scale landscape` of two runs: numbers against a direct evaluation, and pictures."""
 
 from __future__ import annotations
 
@@ -11,50 +11,46 @@ import matplotlib.image
 import pytest
 import torch
 import torch.nn.functional as F
+from finished_run import NUM_STEPS, FinishedRun
 from saved_state import checkpoint_tensors, checkpoint_weights, rewrite_tensors
 
-from data_pipelines import EvaluationLoader, GlobalOrder, open_split, prepare, transform_preset
+from data_pipelines import EvaluationLoader, GlobalOrder, open_split, transform_preset
 from launch.cli import main
 from msam_scale.flatness.landscape import filter_normalized_direction
 from msam_scale.models import ModelRequest, build_model
 
-CONFIG = """
-run: {name: NAME, dir: RUNS, seed: SEED}
-model: {source: msam_scale, name: wrn-10-1}
-data: {train: DIGITS/train}
-objective: {algorithm: msam, micro_batches: 4, rho: 0.05}
-batch: {size: 128, norm_samples: 16, chunk: 16}
-optimizer: {name: sgd, lr: 0.05}
-training: {steps: 2, label_smoothing: 0.1}
-monitor: {tensorboard: false, progress: false}
-"""
-SEEDS = {"first": 5, "second": 6}
+NAMES = ("first", "second")
 NUM_SAMPLES = 48
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of two runs of two steps on the digits, `first` and `second`."""
-    home = tmp_path_factory.mktemp("landscape")
-    digits = prepare("digits", out=home / "digits").directory
-    for name, seed in SEEDS.items():
-        config = home / f"{name}.yaml"
-        text = CONFIG.replace("RUNS", str(home / "runs")).replace("DIGITS", str(digits))
-        config.write_text(text.replace("NAME", name).replace("SEED", str(seed)))
-        assert main(["train", str(config)]) == 0
-    return home / "runs"
+def runs(tmp_path_factory: pytest.TempPathFactory, finished_run: FinishedRun) -> Path:
+    """The folder of two runs, `first` and `second`, the second one with other weights."""
+    folder = tmp_path_factory.mktemp("landscape")
+    for name in NAMES:
+        finished_run.copied(folder, name=name)
+    checkpoint = _checkpoint(folder / "second")
+    tensors = checkpoint_tensors(checkpoint)
+    rewrite_tensors(
+        checkpoint, {name: one * 0.9 if "stem" in name else one for name, one in tensors.items()}
+    )
+    return folder
+
+
+def _checkpoint(folder: Path) -> Path:
+    return folder / f"checkpoints/step-{NUM_STEPS:08d}"
 
 
 def _model_of(folder: Path) -> torch.nn.Module:
     request = ModelRequest(name="wrn-10-1", num_classes=10, num_channels=1, arguments={})
     model = build_model("msam_scale", request, seed=0)
-    model.load_state_dict(checkpoint_weights(folder / "checkpoints/step-00000002"))
+    model.load_state_dict(checkpoint_weights(_checkpoint(folder)))
     return model.eval()
 
 
-def _loss_directly(folder: Path, *, factors: list[float], seed: int) -> float:
+def _loss_directly(folder: Path, digits: Path, *, factors: list[float], seed: int) -> float:
     """The loss of all samples in one batch, at weights that are moved filter by filter."""
-    index = open_split(str(folder.parent.parent / "digits" / "train")).index
+    index = open_split(str(digits / "train")).index
     loader = EvaluationLoader(
         index,
         batch_size=index.num_samples,
@@ -64,7 +60,7 @@ def _loss_directly(folder: Path, *, factors: list[float], seed: int) -> float:
         num_workers=0,
     )
     ((images, labels),) = loader
-    order = GlobalOrder.for_index(index, seed=SEEDS[folder.name])
+    order = GlobalOrder.for_index(index, seed=5)
     chosen = order.sample_ids(0, start=0, stop=NUM_SAMPLES)
     inputs = (images[chosen].double() / 255).permute(0, 3, 1, 2).float()
     model, start = _model_of(folder), _model_of(folder)
@@ -81,22 +77,24 @@ def _loss_directly(folder: Path, *, factors: list[float], seed: int) -> float:
 
 
 def _draw(runs: Path, out: Path, *words: object) -> dict[str, Any]:
-    folders = [str(runs / name) for name in SEEDS]
+    folders = [str(runs / name) for name in NAMES]
     samples = ["--samples", str(NUM_SAMPLES)]
     assert main(["landscape", *folders, *samples, "--out", str(out), *map(str, words)]) == 0
     numbers: dict[str, Any] = json.loads(out.with_suffix(".json").read_text())
     return numbers
 
 
-def test_one_dimension_is_a_direct_evaluation(runs: Path, tmp_path: Path) -> None:
+def test_one_dimension_is_a_direct_evaluation(
+    runs: Path, digits: Path, tmp_path: Path
+) -> None:
     numbers = _draw(runs, tmp_path / "line.png", "--points", 5, "--radius", 0.5, "--seed", 3)
     assert numbers["coordinates"] == [-0.5, -0.25, 0.0, 0.25, 0.5]
     assert (numbers["dimensions"], numbers["radius"], numbers["seed"]) == (1, 0.5, 3)
-    for name, run in zip(SEEDS, numbers["runs"], strict=True):
+    for name, run in zip(NAMES, numbers["runs"], strict=True):
         assert run["run"] == str(runs / name)
-        assert (run["step"], run["samples"]) == (2, NUM_SAMPLES)
+        assert (run["step"], run["samples"]) == (NUM_STEPS, NUM_SAMPLES)
         expected = [
-            _loss_directly(runs / name, factors=[factor], seed=3)
+            _loss_directly(runs / name, digits, factors=[factor], seed=3)
             for factor in numbers["coordinates"]
         ]
         assert run["losses"] == pytest.approx(expected, rel=1e-5)
@@ -104,14 +102,16 @@ def test_one_dimension_is_a_direct_evaluation(runs: Path, tmp_path: Path) -> Non
     assert matplotlib.image.imread(tmp_path / "line.png").std() > 0.01
 
 
-def test_two_dimensions_put_the_first_direction_first(runs: Path, tmp_path: Path) -> None:
+def test_two_dimensions_put_the_first_direction_first(
+    runs: Path, digits: Path, tmp_path: Path
+) -> None:
     numbers = _draw(runs, tmp_path / "plane.png", "--dimensions", 2, "--points", 3)
-    for name, run in zip(SEEDS, numbers["runs"], strict=True):
+    for name, run in zip(NAMES, numbers["runs"], strict=True):
         losses = run["losses"]
         assert [len(row) for row in losses] == [3, 3, 3]
         for row, column in ((0, 1), (1, 0), (2, 0)):
             factors = [numbers["coordinates"][row], numbers["coordinates"][column]]
-            expected = _loss_directly(runs / name, factors=factors, seed=0)
+            expected = _loss_directly(runs / name, digits, factors=factors, seed=0)
             assert losses[row][column] == pytest.approx(expected, rel=1e-5)
         assert run["loss"] == losses[1][1]
     assert matplotlib.image.imread(tmp_path / "plane.png").std() > 0.01
@@ -123,7 +123,7 @@ def test_the_centre_is_the_loss_that_sharpness_reports(
     numbers = _draw(runs, tmp_path / "line.svg", "--points", 3)
     capsys.readouterr()
     words = ["--samples", str(NUM_SAMPLES), "--iterations", "1", "--json"]
-    for name, run in zip(SEEDS, numbers["runs"], strict=True):
+    for name, run in zip(NAMES, numbers["runs"], strict=True):
         assert main(["sharpness", str(runs / name), *words]) == 0
         loss = json.loads(capsys.readouterr().out)["loss"]
         assert run["loss"] == run["losses"][1] == pytest.approx(loss, rel=1e-6)
@@ -178,7 +178,7 @@ def test_mistakes_exit_with_2_and_one_line(
     assert "is no folder" in refused(run, out=tmp_path / "nowhere" / "no.png")
     assert "1437" in refused(run, "--samples", 9999)
     assert "no run here" in refused(tmp_path / "nothing")
-    checkpoint = run / "checkpoints/step-00000002"
+    checkpoint = _checkpoint(run)
     kept = tmp_path / "kept"
     shutil.copytree(checkpoint, kept)
     tensors = checkpoint_tensors(checkpoint)

@@ -1,4 +1,4 @@
-"""`msam-scale sharpness` on a short run: what it prints, against an independent computation."""
+"""`msam-scale sharpness` of a run: what it prints, against an independent computation."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from finished_run import NUM_STEPS, FinishedRun
 from numpy.typing import NDArray
 from rank_pool import OnRanks
 from saved_state import checkpoint_tensors, checkpoint_weights, rewrite_tensors
 from scipy.sparse.linalg import LinearOperator, eigsh
 
-from data_pipelines import EvaluationLoader, GlobalOrder, open_split, prepare, transform_preset
+from data_pipelines import EvaluationLoader, GlobalOrder, open_split, transform_preset
 from launch.cli import main
 from msam_scale.flatness.during_training import training_sharpness
 from msam_scale.initialization import initialize
@@ -26,33 +27,19 @@ from msam_scale.models import ModelRequest, build_model
 from msam_scale.ranks import join
 from msam_scale.training.prepare import prepare_run
 
-CONFIG = """
-run: {name: short, dir: RUNS, seed: 5}
-model: {source: msam_scale, name: wrn-10-1}
-data: {train: DIGITS/train, val: DIGITS/val}
-objective: {algorithm: msam, micro_batches: 4, rho: 0.05}
-batch: {size: 128, norm_samples: 16, chunk: 16}
-optimizer: {name: sgd, lr: 0.05}
-training: {steps: 2, label_smoothing: 0.1}
-monitor: {tensorboard: false, progress: false}
-"""
-
-
-@pytest.fixture(scope="module")
-def short_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of two steps on the digits."""
-    home = tmp_path_factory.mktemp("short")
-    digits = prepare("digits", out=home / "digits").directory
-    config = home / "short.yaml"
-    config.write_text(CONFIG.replace("RUNS", str(home / "runs")).replace("DIGITS", str(digits)))
-    assert main(["train", str(config)]) == 0
-    return home / "runs" / "short"
+CHECKPOINT = f"checkpoints/step-{NUM_STEPS:08d}"
 
 
 @pytest.fixture
-def moved(short_run: Path, tmp_path: Path) -> Path:
+def short_run(finished_run: FinishedRun) -> Path:
+    """The folder of a run of twelve steps on the digits."""
+    return finished_run.folder
+
+
+@pytest.fixture
+def moved(finished_run: FinishedRun, tmp_path: Path) -> Path:
     """A copy of the run in another place, to be damaged."""
-    return Path(shutil.copytree(short_run, tmp_path / "moved"))
+    return finished_run.copied(tmp_path, name="moved")
 
 
 def _printed(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
@@ -61,9 +48,9 @@ def _printed(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, An
     return figures
 
 
-def _independently(folder: Path, *, num_samples: int, seed: int) -> tuple[float, float]:
+def _independently(folder: Path, digits: Path, *, num_samples: int, seed: int) -> tuple[float, float]:
     """The loss and its λ_max by ARPACK, all samples in one batch."""
-    split = open_split(str(folder.parent.parent / "digits" / "train"))
+    split = open_split(str(digits / "train"))
     index = split.index
     loader = EvaluationLoader(
         index,
@@ -80,7 +67,7 @@ def _independently(folder: Path, *, num_samples: int, seed: int) -> tuple[float,
         name="wrn-10-1", num_classes=10, num_channels=images.shape[3], arguments={}
     )
     model = build_model("msam_scale", request, seed=0)
-    model.load_state_dict(checkpoint_weights(folder / "checkpoints/step-00000002"))
+    model.load_state_dict(checkpoint_weights(folder / CHECKPOINT))
     model.eval()
     parameters = list(model.parameters())
     loss = F.cross_entropy(model(inputs), labels[chosen], label_smoothing=0.1)
@@ -99,18 +86,18 @@ def _independently(folder: Path, *, num_samples: int, seed: int) -> tuple[float,
 
 
 def test_the_figures_are_those_of_an_independent_computation(
-    short_run: Path, capsys: pytest.CaptureFixture[str]
+    short_run: Path, digits: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = _printed(
         capsys, short_run, "--samples", 64, "--eigenvalues", 2, "--trace", "--probes", 4
     )
-    loss, largest = _independently(short_run, num_samples=64, seed=5)
+    loss, largest = _independently(short_run, digits, num_samples=64, seed=5)
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
     assert found["lambda_max"] == pytest.approx(largest, rel=1e-4)
     assert found["converged"]
     assert found["eigenvalues"][0] == found["lambda_max"] > found["eigenvalues"][1]
     assert max(found["residuals"]) < 1e-3
-    assert found["step"] == 2
+    assert found["step"] == NUM_STEPS
     assert found["samples"] == 64
     assert found["trace_probes"] == 4
     assert found["trace_standard_error"] > 0
@@ -128,7 +115,7 @@ def test_it_prints_the_same_twice_and_wherever_the_run_lies(
     first = capsys.readouterr().out
     assert main(["sharpness", str(moved), *words]) == 0
     assert capsys.readouterr().out == first.replace(str(short_run), str(moved))
-    assert "after step 2: training loss" in first
+    assert f"after step {NUM_STEPS}: training loss" in first
     assert "λ_max" in first
     assert "relative residual" in first
     assert "; converged after" in first
@@ -159,7 +146,7 @@ def test_mistakes_exit_with_2_and_one_line(
     for words in (["--eigenvalues", "0"], ["--probes", "1"], ["--rho", "-1"], ["--sample", "3"]):
         assert words[0] in refused(short_run, *words)
 
-    checkpoint = moved / "checkpoints/step-00000002"
+    checkpoint = moved / CHECKPOINT
     tensors = checkpoint_tensors(checkpoint)
     rewrite_tensors(checkpoint, {**tensors, "model/stem.weight": torch.zeros(3)})
     assert "stem.weight is" in refused_in_one_line(moved)
@@ -206,7 +193,7 @@ def test_a_measurement_while_training_is_that_of_the_command(
 
 
 def test_a_run_without_a_finite_loss_goes_on(moved: Path) -> None:
-    checkpoint = moved / "checkpoints/step-00000002"
+    checkpoint = moved / CHECKPOINT
     tensors = checkpoint_tensors(checkpoint)
     tensors["model/stem.weight"].fill_(float("nan"))
     rewrite_tensors(checkpoint, tensors)

@@ -31,11 +31,11 @@ def _request(*, grace: float = 60.0, size: int = 1) -> StopRequest:
     return stop
 
 
-def _polls(asked_at: int, rank: int) -> tuple[list[bool], str]:
+def _polls(asked_at: int, asked: tuple[int, ...]) -> tuple[list[bool], str]:
     stop = _request(size=2)
     answers = []
     for turn in range(6):
-        if turn == asked_at and dist.get_rank() == rank:
+        if turn == asked_at and dist.get_rank() in asked:
             stop.request(signal.SIGUSR1)
         answers.append(stop.poll())
         if answers[-1]:
@@ -46,14 +46,14 @@ def _polls(asked_at: int, rank: int) -> tuple[list[bool], str]:
     return answers, stop.reason if stop.poll() else ""
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_ranks_agree_one_turn_later(on_ranks: OnRanks, rank: int) -> None:
-    found = on_ranks(2, _polls, 2, rank)
+@pytest.mark.parametrize("asked", [(0,), (1,), (0, 1)])
+def test_ranks_agree_one_turn_later(on_ranks: OnRanks, asked: tuple[int, ...]) -> None:
+    found = on_ranks(2, _polls, 2, asked)
     assert found == [([False, False, False, True], "SIGUSR1")] * 2
 
 
 def test_without_a_request_nobody_stops(on_ranks: OnRanks) -> None:
-    assert on_ranks(2, _polls, 9, 0) == [([False] * 6, "")] * 2
+    assert on_ranks(2, _polls, 9, (0,)) == [([False] * 6, "")] * 2
 
 
 def _agreed_at_once() -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from warm_processes import ended, say_into
+from warm_processes import ended, say_into, start_warm
 
 from data_pipelines.errors import UserError
 from msam_scale.config.sections.faults import FaultsSection
@@ -58,12 +59,12 @@ def test_a_rank_that_no_longer_beats_is_silent(store: dist.TCPStore) -> None:
             assert time.monotonic() < end
             time.sleep(_INTERVAL)
         beating[2].close()
-        marks[1] = (4, "step")
+        marks[0] = (4, "step")
         found = beating[0].survey()
         assert found is not None
         beats, silent = found
-        assert silent == [2, 3], "one has stopped, one was never there"
-        assert (beats[1].step, beats[1].phase) == (4, "step")
+        assert silent == [2, 3], "one has stopped, one was never there; one waits and beats"
+        assert (beats[0].step, beats[0].phase) == (4, "step")
         assert (beats[2].step, beats[2].phase) == (2, "saving")
         said = lost_rank(_LOST, heartbeats=beating[0], step=7)
         assert said is not None
@@ -141,6 +142,32 @@ def test_a_process_without_a_beat_says_where_it_hangs_and_ends(
         "msam-scale, rank 0: no progress for 0.3 s in evaluation of step 3; waiting in code "
         "outside of msam_scale; ranks that have not come as far: rank 2 (never heard of)\n"
     )
+
+
+def _beats_before_and_after_a_break(log: str) -> None:
+    say_into(log)
+    watchdog = Watchdog(timeout=1.0, rank=0)
+    watchdog.start()
+    watchdog.beat(phase="step", step=1)
+    os.write(2, b"beats\n")
+    time.sleep(0.5)
+    watchdog.beat(phase="step", step=2)
+    time.sleep(0.2)
+    os._exit(0)
+
+
+def test_the_time_of_a_stopped_process_does_not_count(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    log.touch()
+    process = start_warm(_beats_before_and_after_a_break, str(log))
+    assert process.pid is not None
+    while not log.read_text():
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGSTOP)
+    time.sleep(2.0)
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(60)
+    assert process.exitcode == 0, log.read_text()
 
 
 def test_groups_give_up_after_the_watchdog() -> None:

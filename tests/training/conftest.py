@@ -9,7 +9,7 @@ import pytest
 # A run of a few seconds: the smallest wide ResNet, 11 steps an epoch.
 SMALL = """
 model: {source: msam_scale, name: wrn-10-1}
-data: {train: DIGITS/train, val: DIGITS/val}
+data: {train: "DIGITS/train", val: "DIGITS/val"}
 objective: {algorithm: msam, micro_batches: 4, rho: 0.05}
 batch: {size: 128, norm_samples: 16}
 optimizer: {name: sgd, lr: 0.1, momentum: 0.9, weight_decay: 5.0e-4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 import pytest
 import timm
 import torch
+from finished_run import FinishedRun
 from safetensors import safe_open
 from text_data import mini_lm, write_sentences, write_tiny_bert
 from transformers import AutoModelForSequenceClassification
 
-from data_pipelines import SampleIndex, ShardReader, prepare
+from data_pipelines import SampleIndex, ShardReader, prepare, transform_preset
 from launch.cli import main
 from launch.commands import export as export_command
 from msam_scale.export import EXPORT_FORMATS, load_trained_model
@@ -63,6 +65,19 @@ def test_timm_loads_what_was_trained(config: str, images: torch.Tensor) -> None:
     assert set(settings["std"]) == {1.0}
 
 
+def test_timm_is_told_the_statistics_of_the_transform(config: str) -> None:
+    """The model that is exported in the tests above has none."""
+    words = [word for word in _VIT if not word.startswith("data.transform")]
+    transform = "data.transform=cifar_zero:statistics=mnist"
+    assert main(["train", config, *words, transform]) == 0
+    assert export("small", "timm") == 0
+    settings = json.loads(Path("exported/config.json").read_text())["pretrained_cfg"]
+    expected = transform_preset("cifar_zero:statistics=mnist")
+    assert settings["mean"] == pytest.approx(list(expected.mean or ()))
+    assert settings["std"] == pytest.approx(list(expected.std or ()))
+    assert settings["mean"][0] not in (0.0, 0.5)
+
+
 def test_transformers_loads_what_was_trained(tmp_path: Path) -> None:
     write_sentences(tmp_path / "train.csv", num_each=20)
     write_tiny_bert(tmp_path / "bert")
@@ -106,13 +121,15 @@ monitor: {{progress: false}}
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
 
 
-def test_plain_weights_and_what_is_refused(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", config, "monitor.progress=false", "training.steps=2"]) == 0
+def test_plain_weights_and_what_is_refused(
+    finished_run: FinishedRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished_run.copied(Path("runs"))
     assert export("small", "safetensors") == 0
     with safe_open("exported/model.safetensors", framework="pt") as file:
         metadata = file.metadata()
         names = set(file.keys())
-    assert metadata == {"format": "pt", "source": "msam_scale", "name": "wrn-10-1", "step": "2"}
+    assert metadata == {"format": "pt", "source": "msam_scale", "name": "wrn-10-1", "step": "12"}
     assert names == set(load_trained_model(Path("runs/small")).model.state_dict())
     capsys.readouterr()
     assert export("small", "safetensors") == 2
@@ -122,7 +139,7 @@ def test_plain_weights_and_what_is_refused(config: str, capsys: pytest.CaptureFi
         assert "safetensors works" in capsys.readouterr().err
         assert not Path(f"as-{kind}").exists()
     assert main(["export", "nowhere", "--format", "timm", "--out", "x"]) == 2
-    weights = Path("runs/small/checkpoints/step-00000002/tensors-00000-00000.safetensors")
+    weights = Path("runs/small/checkpoints/step-00000012/tensors-00000-00000.safetensors")
     weights.write_bytes(weights.read_bytes()[:-100])
     assert export("small", "safetensors", out="damaged") == 2
     assert str(weights) in capsys.readouterr().err

@@ -14,6 +14,7 @@ from engine_models import mini_batch
 from engine_runs import Run, engine_for, own_part, settings
 from rank_pool import OnRanks
 from saved_state import checkpoint_weights
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data_pipelines import DevicePrefetcher
 from launch.cli import main
@@ -76,10 +77,12 @@ def _trained_by_hand(config: str, checkpoint: str, *, on: range) -> dict[str, to
     return engine.full_state_dict()
 
 
+@pytest.mark.layouts
 def test_a_run_goes_back_and_on_with_later_data(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    train_with_bad_data(config, *WORDS, "run.name=whole", bad=BAD)
+    shown = ("run.name=whole", "monitor.tensorboard=true")
+    train_with_bad_data(config, *WORDS, *shown, bad=BAD)
     said = capsys.readouterr().err
     assert "step 4: the loss of the ascent pass was not finite; back to step 2" in said
     assert "passing over mini-batches 3 to 4 of the data" in said
@@ -90,6 +93,10 @@ def test_a_run_goes_back_and_on_with_later_data(
     found = [(line["rollbacks"], line["data_offset"]) for line in lines if "rollbacks" in line]
     assert found == [(1, 2), (2, 4)]
     assert lines[2]["loss"] != lines[4]["loss"], "the same step on other data"
+    # Which forgets what was done again.
+    board = EventAccumulator("runs/whole/tensorboard")
+    board.Reload()
+    assert [event.step for event in board.Scalars("loss/train")] == [1, 2, 3, 4, 5, 6]
     extra = _progress("whole", step=6)["extra"]
     assert extra["data_offset"] == 4
     assert extra["rollbacks"] == {"total": 2, "in_a_row": 0}
@@ -109,6 +116,7 @@ def test_a_run_goes_back_and_on_with_later_data(
     assert _progress("parts", step=6)["extra"] == extra
 
 
+@pytest.mark.layouts
 def test_the_number_of_ranks_does_not_matter(config: str, on_ranks: OnRanks) -> None:
     words = (*WORDS, "precision=float64", f"run.dir={Path('runs').absolute()}")
     words += ("monitor.progress=false", "training.steps=5", "run.name=")
@@ -201,7 +209,8 @@ def _returns_to_the_start(strategy: str, folder: str) -> None:
     assert all(torch.equal(again[name], tensor) for name, tensor in expected.items()), join()
 
 
-@pytest.mark.parametrize("strategy", ["replicated", "fsdp", "zero1", "zero3"])
+@pytest.mark.layouts
+@pytest.mark.parametrize("strategy", ["fsdp", "zero1", "zero3"])
 def test_every_sharding_returns_to_the_start(
     strategy: str, tmp_path: Path, on_ranks: OnRanks
 ) -> None:
