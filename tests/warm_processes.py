@@ -11,7 +11,7 @@ from typing import Any
 
 # As for the ranks of the pools: the process that they are forked from is one for all.
 _PRELOADED = ["torch", "timm", "msam_scale.initialization"]
-_SECONDS = 300.0
+_SECONDS = 60.0
 
 
 def start_warm(function: Callable[..., None], *arguments: Any) -> BaseProcess:
@@ -36,6 +36,6 @@ def ended(function: Callable[..., None], *arguments: Any) -> int | None:
 
 def say_into(log: str | Path) -> None:
     """In such a process: what it says goes to the end of a file."""
-    with open(log, "ab", buffering=0) as output:
+    with Path(log).open("ab", buffering=0) as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)

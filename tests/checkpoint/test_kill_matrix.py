@@ -1,4 +1,4 @@
-"""SIGKILL during saves of real ranks: nothing is lost. A sample of `tests/kill_matrix.py`, and all."""
+"""SIGKILL during saves of real ranks loses nothing: a sample of `tests/kill_matrix.py`, and all."""
 
 from __future__ import annotations
 

@@ -43,7 +43,10 @@ def test_check_says_ok_and_the_layout(config: str, capsys: pytest.CaptureFixture
 def test_options_may_stand_anywhere(
     words: str, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["config", "check", *(config if word == "CONFIG" else word for word in words.split())]) == 2
+    assert (
+        main(["config", "check", *(config if word == "CONFIG" else word for word in words.split())])
+        == 2
+    )
     error = capsys.readouterr().err
     assert "command line: batch.size: a mini-batch of 63" in error
     assert "command line: monitor.every: 0 is below 1" in error

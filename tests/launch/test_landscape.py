@@ -84,9 +84,7 @@ def _draw(runs: Path, out: Path, *words: object) -> dict[str, Any]:
     return numbers
 
 
-def test_one_dimension_is_a_direct_evaluation(
-    runs: Path, digits: Path, tmp_path: Path
-) -> None:
+def test_one_dimension_is_a_direct_evaluation(runs: Path, digits: Path, tmp_path: Path) -> None:
     numbers = _draw(runs, tmp_path / "line.png", "--points", 5, "--radius", 0.5, "--seed", 3)
     assert numbers["coordinates"] == [-0.5, -0.25, 0.0, 0.25, 0.5]
     assert (numbers["dimensions"], numbers["radius"], numbers["seed"]) == (1, 0.5, 3)

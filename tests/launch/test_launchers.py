@@ -114,5 +114,5 @@ def test_a_mistake_that_only_ranks_can_find_is_said_once(
     run = start(launcher, config, "model.name=wrn-11-1", "run.name=mistake")
     assert run.code() == CASES[launcher].mistake, run.text()
     run.wait_until_nothing_is_left()
-    assert run.text().count("msam-scale: command line: model.name: ") == 1, run.text()
+    assert run.text().count("command line: model.name: ") == 1, run.text()
     assert not Path("runs/mistake").exists()

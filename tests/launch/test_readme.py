@@ -70,9 +70,7 @@ def run(commands: str, *, folder: Path) -> str:
 
 
 @pytest.fixture
-def in_short(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch, on_ranks: OnRanks
-) -> InShort:
+def in_short(checkout: Path, monkeypatch: pytest.MonkeyPatch, on_ranks: OnRanks) -> InShort:
     """Runs commands in the checkout."""
     monkeypatch.chdir(checkout)
     return InShort(checkout, on_ranks)

@@ -48,7 +48,9 @@ def _printed(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, An
     return figures
 
 
-def _independently(folder: Path, digits: Path, *, num_samples: int, seed: int) -> tuple[float, float]:
+def _independently(
+    folder: Path, digits: Path, *, num_samples: int, seed: int
+) -> tuple[float, float]:
     """The loss and its λ_max by ARPACK, all samples in one batch."""
     split = open_split(str(digits / "train"))
     index = split.index

@@ -12,6 +12,7 @@ from undisturbed import CONFIG, SETTINGS
 
 from launch.cli import main
 
+
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory, digits: Path) -> Iterator[str]:
     """A config in a folder that is the working folder, with an undisturbed run `whole`."""

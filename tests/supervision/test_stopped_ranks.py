@@ -7,8 +7,8 @@ import signal
 from collections.abc import Callable, Iterator
 
 import pytest
-from undisturbed import SETTINGS
 from live_runs import LiveRanks, saved_step, steps
+from undisturbed import SETTINGS
 
 # In small chunks, which take longer.
 _SLOWLY = (*SETTINGS, "batch.chunk=4", "run.name=disturbed")

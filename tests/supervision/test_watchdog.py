@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -34,9 +35,7 @@ def _beating(store: dist.Store, marks: Marks, *, size: int) -> dict[int, Heartbe
     """The heartbeats of some ranks."""
 
     def of(rank: int) -> Heartbeats:
-        return Heartbeats(
-            store, rank=rank, size=size, now=lambda: marks[rank], interval=_INTERVAL
-        )
+        return Heartbeats(store, rank=rank, size=size, now=lambda: marks[rank], interval=_INTERVAL)
 
     beating = {rank: of(rank) for rank in marks}
     for one in beating.values():
@@ -178,7 +177,9 @@ def test_groups_give_up_after_the_watchdog() -> None:
 
 def test_a_place_is_the_innermost_function_of_this_project() -> None:
     def loader() -> Iterator[int]:
-        places.append(place_of_main_thread())
+        thread = threading.Thread(target=lambda: places.append(place_of_main_thread()))
+        thread.start()
+        thread.join()
         yield 1
 
     places: list[str] = []

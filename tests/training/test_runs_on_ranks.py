@@ -68,7 +68,7 @@ def test_a_run_with_everything_depends_on_no_layout_and_no_restart(
     """Phases, lanes, mixing, and damaged samples that others stand in for."""
     damaged = _damaged_copy(digits, tmp_path / "damaged")
     words = ("monitor.progress=false", f"data.train={damaged}/train", *_EVERYTHING)
-    assert main(["train", config, *words, "run.name=one", "data.workers=1"]) == 0
+    assert main(["train", config, *words, "run.name=one"]) == 0
     trained = [line for line in metric_lines("one") if line["split"] == "train"]
     assert ["ascent_norm" in line for line in trained] == [False] * 2 + [True] * 4
     state = _loader_state("one", step=6)
@@ -76,7 +76,7 @@ def test_a_run_with_everything_depends_on_no_layout_and_no_restart(
     assert len(state["bad_samples"]) >= 2, "of all phases"
     assert all("damaged/train" in bad["where"] for bad in state["bad_samples"])
 
-    layout = ("batch.chunk=32", "data.resident=true", "run.name=chunks")
+    layout = ("batch.chunk=32", "data.workers=2", "run.name=chunks")
     assert main(["train", config, *words, *layout]) == 0
     _assert_alike("chunks", "one", step=6)
     on_ranks(2, train, config, str(tmp_path), [*words, "run.name=two"])
@@ -131,9 +131,7 @@ def _differences(run: str, other: str) -> list[float]:
     return [of_figures, of_accuracies, (error / norm) ** 0.5]
 
 
-def test_every_strategy_gives_the_same_run(
-    config: str, tmp_path: Path, on_ranks: OnRanks
-) -> None:
+def test_every_strategy_gives_the_same_run(config: str, tmp_path: Path, on_ranks: OnRanks) -> None:
     """The validation set, which two ranks cannot share evenly, included."""
     home = str(tmp_path)
     double = (*_SMOOTH, "precision=float64")

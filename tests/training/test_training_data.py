@@ -97,7 +97,7 @@ def served_digits(digits: Path) -> Iterator[str]:
 
 
 def test_remote_shards_are_cached_and_train_alike(config: str, served_digits: str) -> None:
-    assert _train(config, *_SHORT, "run.name=local") == 0
+    assert _train(config, *_SHORT, "data.resident=true", "run.name=local") == 0
     remote = (f"data.train={served_digits}/train", f"data.val={served_digits}/val")
     words = (*_SHORT, *remote, "data.cache_dir=cache", "data.cache_limit=100000000")
     assert _train(config, *words, "run.name=remote") == 0
