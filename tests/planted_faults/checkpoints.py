@@ -23,7 +23,7 @@ FAULTS = (
         old="    _give_name(partial, folder)\n    mark_latest(snapshot.directory, folder)\n",
         new="    mark_latest(snapshot.directory, folder)\n    _give_name(partial, folder)\n",
         claim="A process may be killed at any moment: `latest` names a checkpoint that is whole.",
-        tests=(_WRITING,),
+        tests=(f"{_WRITING}::test_a_save_that_is_cut_off_leaves_whole_checkpoints",),
     ),
     Fault(
         name="the-old-one-goes-before-its-replacement-is-there",
@@ -32,7 +32,7 @@ FAULTS = (
         new="        shutil.rmtree(old)\n        old = None\n    try:\n"
         "        rename_to_new(partial, folder)\n",
         claim="A checkpoint that is saved again is there at every moment, old or new.",
-        tests=(_WRITING,),
+        tests=(f"{_WRITING}::test_one_that_is_being_replaced_comes_back",),
     ),
     Fault(
         name="a-refused-rename-loses-the-old-one",
@@ -40,7 +40,7 @@ FAULTS = (
         old="        if old is not None:\n            old.rename(folder)\n        raise\n",
         new="        raise\n",
         claim="A checkpoint whose replacement cannot be written stays as it was.",
-        tests=(_WRITING,),
+        tests=(f"{_WRITING}::test_one_whose_replacement_gets_no_name_stays",),
     ),
     Fault(
         name="what-a-full-disk-cut-off-stays",
@@ -48,7 +48,7 @@ FAULTS = (
         old="            shutil.rmtree(partial, ignore_errors=True)\n",
         new="            pass\n",
         claim="A save that fails leaves nothing that takes room on the full disk.",
-        tests=(_WRITING,),
+        tests=(f"{_WRITING}::test_a_full_disk_of_any_rank_leaves_what_was_there",),
     ),
     Fault(
         name="old-checkpoints-that-stay-end-the-run",
@@ -104,7 +104,7 @@ FAULTS = (
         old="sorted(self.files)[index::count]",
         new="sorted(self.files)[index + 1 :: count]",
         claim="Every file of a checkpoint is compared with its checksum before it is used.",
-        tests=(_DAMAGE,),
+        tests=(f"{_DAMAGE}::test_without_checksums_damage_goes_unnoticed",),
     ),
     Fault(
         name="ranks-verify-one-share-twice",
@@ -144,7 +144,7 @@ FAULTS = (
         old="                if self.is_explicit:\n                    raise\n",
         new="                raise\n",
         claim="A run passes over a damaged checkpoint and goes on from the one before.",
-        tests=(_DAMAGE,),
+        tests=(f"{_DAMAGE}::test_a_run_passes_over_damaged_checkpoints_and_says_so",),
     ),
     Fault(
         name="another-one-than-the-named-is-taken",
@@ -160,7 +160,7 @@ FAULTS = (
         old="            mark_latest(self.newest.parent, self.newest)\n",
         new="            pass\n",
         claim="Once damaged checkpoints are set aside, `latest` names an intact one.",
-        tests=(_DAMAGE,),
+        tests=(f"{_DAMAGE}::test_latest_names_one_that_is_intact_once_damaged_ones_are_set_aside",),
     ),
     Fault(
         name="the-oldest-is-gone-on-from",
@@ -176,7 +176,7 @@ FAULTS = (
         old='f"{piece.name}:{piece.start}"',
         new="piece.name",
         claim="What is written beside training is the state of its step, on every layout.",
-        tests=(_WRITING,),
+        tests=(f"{_WRITING}::test_parts_of_one_tensor_are_staged_apart",),
     ),
     Fault(
         name="two-are-written-at-a-time",
@@ -193,7 +193,7 @@ FAULTS = (
         old="        if self._error is not None:\n            raise self._error\n",
         new="",
         claim="Who asks for a checkpoint that could not be written is told.",
-        tests=(_WRITING,),
+        tests=(f"{_WRITING}::test_a_full_disk_of_any_rank_leaves_what_was_there",),
     ),
     Fault(
         name="a-failure-nobody-asks-for-is-not-logged",
@@ -266,7 +266,7 @@ FAULTS = (
         new="    from msam_scale.checkpoint import step_folders\n\n"
         "    checkpoint = step_folders(inside if inside.is_dir() else location)[0]\n",
         claim="What is exported of a run is its newest checkpoint.",
-        tests=(_EXPORTS,),
+        tests=(f"{_EXPORTS}::test_plain_weights_and_what_is_refused",),
     ),
     Fault(
         name="the-data-start-anew-after-a-resume",

@@ -35,7 +35,7 @@ FAULTS = (
         old="self.data_offset = position + 1 - done",
         new="self.data_offset = position - done",
         claim="A rollback passes over the data up to and with the bad mini-batch.",
-        tests=(_OF_ROLLBACK,),
+        tests=(f"{_OF_ROLLBACK}::test_a_checkpoint_of_a_stop_is_passed_by",),
     ),
     Fault(
         name="one-rollback-too-many",
@@ -76,7 +76,7 @@ FAULTS = (
         old="op=dist.ReduceOp.MAX",
         new="op=dist.ReduceOp.SUM",
         claim="A run that is stopped names the signal that asked for it.",
-        tests=(_OF_STOPS,),
+        tests=(f"{_OF_STOPS}::test_ranks_agree_one_turn_later",),
     ),
     Fault(
         name="the-same-signal-again-kills",
@@ -133,7 +133,7 @@ FAULTS = (
         "        self._saver.save_last(self._extra())\n",
         new="            return  # the next start meets it again, and goes back\n",
         claim="A run that is asked to stop saves the last step done.",
-        tests=(_OF_MEASUREMENTS,),
+        tests=(f"{_OF_MEASUREMENTS}::test_what_a_stop_interrupts_stays_due",),
     ),
     Fault(
         name="a-stop-at-the-start-is-not-heard",
@@ -149,7 +149,7 @@ FAULTS = (
         old="return SUCCESS if outcome.stopped_by is None else PREEMPTED",
         new="return SUCCESS",
         claim="The exit code of a run that is to be started again is 75.",
-        tests=(_OF_MEASUREMENTS,),
+        tests=(f"{_OF_MEASUREMENTS}::test_what_a_stop_interrupts_stays_due",),
     ),
     Fault(
         name="a-mistake-counts-as-a-failure",
@@ -157,7 +157,7 @@ FAULTS = (
         old="return _fail(ranks, str(error), code=USER_ERROR, stop=supervision.stop)",
         new="return _fail(ranks, str(error), code=FAILURE, stop=supervision.stop)",
         claim="The exit code of what the user can mend is 2.",
-        tests=(_OF_MISTAKES,),
+        tests=(f"{_OF_MISTAKES}::test_a_mistake_is_named_and_nothing_is_written",),
     ),
     Fault(
         name="every-rank-says-the-mistake",
@@ -190,7 +190,7 @@ FAULTS = (
         old="                seen, waited = self._mark, 0.0\n",
         new="                seen = self._mark\n",
         claim="A run that makes progress is never ended by the watchdog.",
-        tests=(_OF_THE_WATCHDOG,),
+        tests=(f"{_OF_THE_WATCHDOG}::test_a_process_without_a_beat_says_where_it_hangs_and_ends",),
     ),
     Fault(
         name="a-rank-that-waits-is-taken-for-silent",
@@ -206,7 +206,7 @@ FAULTS = (
         old="return (self.step, mine) < (step, _PHASES.index(phase))",
         new="return (self.step, mine) <= (step, _PHASES.index(phase))",
         claim="Of a run that hangs the ranks are named that have not come as far, and no others.",
-        tests=(_OF_THE_WATCHDOG,),
+        tests=(f"{_OF_THE_WATCHDOG}::test_behind_is_an_earlier_step_or_an_earlier_phase_of_it",),
     ),
     Fault(
         name="every-error-is-a-lost-rank",
@@ -223,7 +223,7 @@ FAULTS = (
         old="        self.due = list(due)\n",
         new="        self.due: list[str] = []\n",
         claim="A measurement that a stop interrupts is made by the next start.",
-        tests=(_OF_MEASUREMENTS,),
+        tests=(f"{_OF_MEASUREMENTS}::test_what_a_stop_interrupts_stays_due",),
     ),
     Fault(
         name="sharpness-every-so-many-steps",
@@ -264,7 +264,7 @@ FAULTS = (
         old="    engine.eval()\n",
         new="",
         claim="Validation uses running statistics and drops nothing.",
-        tests=(_OF_RANKS, "tests/training/test_text_runs.py::test_metrics_are_scikit_learns"),
+        tests=("tests/training/test_text_runs.py::test_metrics_are_scikit_learns",),
     ),
     Fault(
         name="validation-losses-of-batches-are-averaged",
@@ -272,7 +272,7 @@ FAULTS = (
         old='loss += F.cross_entropy(logits, labels, reduction="sum")',
         new="loss += F.cross_entropy(logits, labels)",
         claim="The validation loss is the mean over samples, however they are cut into batches.",
-        tests=(_OF_RANKS,),
+        tests=(f"{_OF_RANKS}::test_a_run_with_everything_depends_on_no_layout_and_no_restart",),
     ),
     # Reports.
     Fault(
@@ -337,7 +337,7 @@ FAULTS = (
         old='if line["split"] == split and line.get(name) is not None',
         new="if line.get(name) is not None",
         claim="A report draws training losses as training losses.",
-        tests=(_OF_REPORTS,),
+        tests=(f"{_OF_REPORTS}::test_a_report_draws_the_lines_of_its_runs",),
     ),
     Fault(
         name="spikes-are-forgotten-on-resume",
@@ -354,7 +354,7 @@ FAULTS = (
         old="        self._loader.bad_samples.merge(found)\n",
         new="",
         claim="A checkpoint lists every damaged sample that the run has met.",
-        tests=(_OF_RANKS,),
+        tests=(f"{_OF_RANKS}::test_a_run_with_everything_depends_on_no_layout_and_no_restart",),
     ),
     Fault(
         name="ranks-do-not-tell-damaged-samples",
@@ -362,7 +362,7 @@ FAULTS = (
         old='        if self._config.data.on_error == "substitute":\n',
         new='        if self._config.data.on_error == "raise":\n',
         claim="A checkpoint lists the damaged samples that any rank has met.",
-        tests=(_OF_RANKS,),
+        tests=(f"{_OF_RANKS}::test_a_run_with_everything_depends_on_no_layout_and_no_restart",),
     ),
     Fault(
         name="two-processes-in-one-folder",
@@ -394,7 +394,7 @@ FAULTS = (
         old="            raise ConfigError(self._problems)",
         new="            raise ConfigError(self._problems[:1])",
         claim="Everything that is wrong with a run is said together.",
-        tests=(_OF_MISTAKES,),
+        tests=(f"{_OF_MISTAKES}::test_a_mistake_is_named_and_nothing_is_written",),
     ),
     Fault(
         name="settings-before-an-option-are-lost",
@@ -411,7 +411,7 @@ FAULTS = (
         "allow_abbrev=False\n",
         new="            command.NAME, help=command.HELP, description=command.HELP\n",
         claim="An unknown option is refused, not taken for a longer one.",
-        tests=(_OF_THE_COMMAND, "tests/launch/test_sharpness.py"),
+        tests=("tests/launch/test_sharpness.py::test_mistakes_exit_with_2_and_one_line",),
     ),
     Fault(
         name="settings-need-torch",
