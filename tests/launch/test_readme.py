@@ -12,11 +12,9 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from ports import free_port
 from rank_pool import OnRanks
 from runs_on_ranks import train
@@ -162,13 +160,6 @@ def test_every_command_works_in_short(in_short: InShort, checkout: Path) -> None
 
 
 # At full length.
-
-
-@pytest.fixture
-def fixed_ports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For commands that take torchrun's and the deepspeed launcher's own port: one at a time."""
-    with FileLock(tmp_path_factory.getbasetemp().parent / "fixed_ports.lock"):
-        yield
 
 
 @pytest.mark.part("readme")
