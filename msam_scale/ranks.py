@@ -199,8 +199,10 @@ def leave() -> None:
     _subgroups.clear()
     _joined.clear()
     if dist.is_initialized():
-        dist.destroy_process_group()
         gc.collect()  # an engine and its loss function may refer to each other
+        # DeepSpeed's engines ask for their rank as they end, so they are gone by now.
+        dist.destroy_process_group()
+        gc.collect()
 
 
 def _backend(device: torch.device) -> str:

@@ -99,10 +99,10 @@ FAULTS = (
         tests=("tests/checkpoint/test_checkpoint_state.py",),
     ),
     Fault(
-        name="the-first-file-is-not-verified",
+        name="only-the-first-file-is-verified",
         file=_MANIFEST,
         old="sorted(self.files)[index::count]",
-        new="sorted(self.files)[index + 1 :: count]",
+        new="sorted(self.files)[index:count]",
         claim="Every file of a checkpoint is compared with its checksum before it is used.",
         tests=(f"{_DAMAGE}::test_without_checksums_damage_goes_unnoticed",),
     ),
