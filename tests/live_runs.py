@@ -24,7 +24,7 @@ _BIN = Path(sys.executable).parent
 LAUNCHERS: dict[str, list[str]] = {
     "msam-scale": [sys.executable, "-m", "launch.cli", "train", "--nproc", "2"],
     "torchrun": [
-        *(str(_BIN / "torchrun"), "--nproc-per-node", "2", "--max-restarts", "1"),
+        *(str(_BIN / "torchrun"), "--nproc-per-node", "2", "--max-restarts", "RESTARTS"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
         str(ROOT / "launch/train.py"),
     ],
@@ -73,7 +73,7 @@ class Watched:
 class LiveRun(Watched):
     """A run under a launcher; every process of it bears a mark in its environment."""
 
-    def __init__(self, launcher: str, config: str, *words: str) -> None:
+    def __init__(self, launcher: str, config: str, *words: str, restarts: int = 0) -> None:
         self._mark = uuid.uuid4().hex
         self.log = Path(f"{launcher}-{self._mark[:8]}.log")
         environment = os.environ | {
@@ -82,7 +82,10 @@ class LiveRun(Watched):
             "OMP_NUM_THREADS": "1",  # as the ranks of the pools
             _MARKER: self._mark,
         }
-        command = [word.replace("PORT", str(free_port())) for word in LAUNCHERS[launcher]]
+        numbers = {"PORT": free_port(), "RESTARTS": restarts}
+        command = LAUNCHERS[launcher]
+        for name, number in numbers.items():
+            command = [word.replace(name, str(number)) for word in command]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*command, config, *words],

@@ -148,9 +148,9 @@ FAULTS = (
     ),
     Fault(
         name="another-one-than-the-named-is-taken",
-        file=_RESUMING,
-        old="                if self.is_explicit:\n                    raise\n",
-        new="",
+        file="msam_scale/training/run_folder.py",
+        old="Candidates((find_checkpoint(Path(resume).expanduser()),), is_explicit=True)",
+        new="Candidates.in_directory(find_checkpoint(Path(resume).expanduser()).parent)",
         claim="A checkpoint that is asked for by name is not exchanged for another.",
         tests=(f"{_DAMAGE}::test_a_run_passes_over_damaged_checkpoints_and_says_so",),
     ),

@@ -20,8 +20,9 @@ def start() -> Iterator[Start]:
     """Starts a run under a launcher; ends what is left of it."""
     runs = []
 
-    def start(launcher: str, config: str, *words: str) -> LiveRun:
-        runs.append(LiveRun(launcher, config, *SETTINGS, "batch.chunk=4", *words))
+    def start(launcher: str, config: str, *words: str, restarts: int = 0) -> LiveRun:
+        words = (*SETTINGS, "batch.chunk=4", *words)
+        runs.append(LiveRun(launcher, config, *words, restarts=restarts))
         return runs[-1]
 
     yield start
@@ -64,7 +65,7 @@ def test_torchrun_starts_again_after_a_lost_rank_and_hands_signals_on(
     config: str, start: Start, goes_on: GoesOn
 ) -> None:
     words = ("checkpoint.every=2", "data.workers=1", "monitor.progress=true")
-    run = start("torchrun", config, "run.name=torchrun", *words)
+    run = start("torchrun", config, "run.name=torchrun", *words, restarts=1)
     run.wait_for_steps("torchrun", step=3)
     lost = run.rank(1)
     lost.kill()
