@@ -30,7 +30,7 @@ LAUNCHERS: dict[str, list[str]] = {
     ],
     "deepspeed": [
         *(str(_BIN / "deepspeed"), "--log_level", "error", "--num_accelerators", "2"),
-        "--master_port=PORT",
+        "--master_port={port}",
         str(ROOT / "launch/train.py"),
     ],
 }
@@ -82,7 +82,7 @@ class LiveRun(Watched):
             "OMP_NUM_THREADS": "1",  # as the ranks of the pools
             _MARKER: self._mark,
         }
-        numbers = {"PORT": free_port(), "RESTARTS": restarts}
+        numbers = {"{port}": free_port(), "{restarts}": restarts}
         command = LAUNCHERS[launcher]
         for name, number in numbers.items():
             command = [word.replace(name, str(number)) for word in command]

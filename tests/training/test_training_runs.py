@@ -211,13 +211,16 @@ def test_a_resumed_run_is_bit_identical(precision: str, config: str) -> None:
     (folder / ".step-00000009.partial-dead").mkdir()
     lines = Path("runs/parts/metrics.jsonl").read_text().splitlines(keepends=True)
     Path("runs/parts/metrics.jsonl").write_text("".join(lines[:5]) + '{"step": 8, "los')
+    kept = (folder / "step-00000006/manifest.json").stat().st_mtime_ns
     train(config, "run.name=parts", *words)
+    now = (folder / "step-00000006/manifest.json").stat().st_mtime_ns
+    assert now == kept, "it has gone on from the newest"
     names = {f"step-{step:08d}" for step in (3, 6, 9, 12)}
     assert {path.name for path in folder.iterdir()} == {"latest", *names}
     step_12 = "checkpoints/step-00000012"
     assert_same_tensors(Path("runs/parts", step_12), Path("runs/whole", step_12))
-    kept = ("step", "split", "loss", "lr", "grad_norm", "ascent_norm", "accuracy")
-    assert figures("parts", *kept) == figures("whole", *kept)
+    reported = ("step", "split", "loss", "lr", "grad_norm", "ascent_norm", "accuracy")
+    assert figures("parts", *reported) == figures("whole", *reported)
     board = EventAccumulator("runs/parts/tensorboard")
     board.Reload()
     assert [event.step for event in board.Scalars("loss/train")] == [2, 4, 6, 8, 10, 12]
