@@ -24,7 +24,7 @@ _BIN = Path(sys.executable).parent
 LAUNCHERS: dict[str, list[str]] = {
     "msam-scale": [sys.executable, "-m", "launch.cli", "train", "--nproc", "2"],
     "torchrun": [
-        *(str(_BIN / "torchrun"), "--nproc-per-node", "2", "--max-restarts", "RESTARTS"),
+        *(str(_BIN / "torchrun"), "--nproc-per-node", "2", "--max-restarts", "{restarts}"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),
         str(ROOT / "launch/train.py"),
     ],
