@@ -84,7 +84,7 @@ class InShort:
     def run(self, command: str) -> None:
         """One command."""
         program, *words = shlex.split(command)
-        name = Path(program).name
+        name = Path(program).name or program
         self.programs.add(name)
         if name == "make":
             self._make(words)
