@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from pathlib import Path
@@ -158,8 +157,8 @@ def test_a_run_is_not_continued_on_other_data(
 def test_a_folder_is_trained_in_by_one_process_at_a_time(
     again: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with Path("runs/small/.lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    config = load_config(again[1], overrides=again[2:], for_training=True)
+    with RunFolder.find(config, fingerprint=None).start(config):
         assert main(again) == 2
     assert "another process" in capsys.readouterr().err
     assert main(again) == 0
