@@ -22,6 +22,8 @@ Path = tuple[Any, ...]
 _TYPE_ERRORS = frozenset(
     f"{kind}_type" for kind in ("bool", "dict", "float", "int", "model", "string", "tuple")
 )
+# A list without the items that are refused, each with an error of its own, may also be too short.
+_FOLLOWING_ERRORS = _TYPE_ERRORS | {"too_short"}
 _BOUNDS = {
     "greater_than": ("not above", "gt"),
     "greater_than_equal": ("below", "ge"),
@@ -92,7 +94,7 @@ def _by_place(
     return {
         path: detail
         for path, detail in found.items()
-        if detail["type"] not in _TYPE_ERRORS
+        if detail["type"] not in _FOLLOWING_ERRORS
         or not any(other[: len(path)] == path and other != path for other in found)
     }
 
@@ -139,6 +141,7 @@ def _reason(detail: ErrorDetails) -> str:
         "literal_error": "is not one of the choices",
         "recursion_loop": "contains itself",
         "string_too_short": "is empty text",
+        "too_short": "is an empty list",
     }.get(kind, f"is refused: {detail['msg']}")
 
 

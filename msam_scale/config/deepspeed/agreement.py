@@ -53,7 +53,7 @@ def _find(
     for key, theirs in found.settings.items():
         ours, source = values[key], found.names[key]
         if key == "training.loss_scale":
-            theirs = {**ours, **theirs}
+            ours = {name: ours[name] for name in theirs}
         if ours != theirs:
             yield Problem(
                 f"{_SETTING}.{source}",
