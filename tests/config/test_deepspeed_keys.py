@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-from deepspeed_configs import load, refusal, zero
+from config_tables import assert_refused, table
+from deepspeed_configs import load, zero
 
-from msam_scale.config import ConfigError
 from msam_scale.config.deepspeed.engine_settings import engine_settings
-from msam_scale.config.deepspeed.fates import Fate, PassedOn, Refused, Translated
 from msam_scale.config.deepspeed.top_level_keys import TOP_LEVEL_KEYS
 from msam_scale.config.deepspeed.zero_keys import OFFLOAD_KEYS, ZERO_KEYS
-from msam_scale.config.keys import all_keys
+
+TABLE = table("deepspeed_keys.yaml")
+TRANSLATED, PASSED_ON, REFUSED = TABLE["translated"], TABLE["passed on"], TABLE["refused"]
+STAGE_3 = TABLE["passed on at stage 3"]
+PASSED_ON_TO_ZERO = {
+    **TABLE["passed on to zero"],
+    **STAGE_3,
+    **{f"stage3_{key}": value for key, value in STAGE_3.items()},
+}
+REFUSED_BY_ZERO = TABLE["refused by zero"]
+OFFLOAD = ("offload_optimizer", "offload_param")
 
 
 class Recorder(dict[str, Any]):
@@ -32,7 +40,7 @@ class Recorder(dict[str, Any]):
         return super().__contains__(key)
 
 
-def test_every_key_that_deepspeed_looks_for_has_a_fate() -> None:
+def test_the_keys_are_those_that_deepspeed_looks_for() -> None:
     from deepspeed.runtime import config as deepspeeds
 
     Recorder.asked = set()
@@ -40,10 +48,11 @@ def test_every_key_that_deepspeed_looks_for_has_a_fate() -> None:
     assert len(Recorder.asked) > 50, "the recorder saw nothing"
     read = Recorder.asked | set(deepspeeds._REMOVED_TOP_LEVEL_CONFIG_KEYS)
     read |= {"sequence_parallel_size"}  # looked up where a process group is there
-    assert read == set(TOP_LEVEL_KEYS) - {"msam"}
+    assert read == {*TRANSLATED, *PASSED_ON, *REFUSED} - {"msam"}
+    assert set(TOP_LEVEL_KEYS) == {*TRANSLATED, *PASSED_ON, *REFUSED}
 
 
-def test_every_key_of_zero_has_a_fate() -> None:
+def test_the_keys_of_zero_are_deepspeeds() -> None:
     from deepspeed.runtime import config as deepspeeds
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from deepspeed.runtime.zero.offload_config import (
@@ -56,90 +65,65 @@ def test_every_key_of_zero_has_a_fate() -> None:
         for field, info in DeepSpeedZeroConfig.model_fields.items()
         for name in (field, info.alias or field)
     }
-    assert set(ZERO_KEYS) == names | set(deepspeeds._REMOVED_ZERO_CONFIG_KEYS)
+    names |= set(deepspeeds._REMOVED_ZERO_CONFIG_KEYS)
+    assert names == {"stage", *PASSED_ON_TO_ZERO, *REFUSED_BY_ZERO} == set(ZERO_KEYS)
     for name, model in [
         ("offload_optimizer", DeepSpeedZeroOffloadOptimizerConfig),
         ("offload_param", DeepSpeedZeroOffloadParamConfig),
     ]:
-        assert set(OFFLOAD_KEYS[name]) == set(model.model_fields)
+        known = {"pin_memory", *TABLE[f"refused in {name}"]}
+        assert known == set(OFFLOAD_KEYS[name]) == set(model.model_fields)
+    # What DeepSpeed is handed is what its own classes take.
+    for key, value in PASSED_ON_TO_ZERO.items():
+        DeepSpeedZeroConfig(stage=1 if key == "compute_grad_norm" else 3, **{key: value})
 
 
-def test_what_keys_are_translated_into_exists() -> None:
-    for fate in TOP_LEVEL_KEYS.values():
-        if isinstance(fate, Translated):
-            assert set(fate.into) <= set(all_keys())
-
-
-SAMPLE = {"flag": True, "count": 7, "text": "warning", "mapping": {}}
-
-
-def refused_value(fate: Refused) -> Any:
-    """Some value that the fate refuses."""
-    candidates = (True, False, {"enabled": True}, "bf16", 3)
-    return next(value for value in candidates if not fate.unless(value))
-
-
-@pytest.mark.parametrize(("key", "fate"), TOP_LEVEL_KEYS.items())
-def test_the_fate_of_every_top_level_key(key: str, fate: Fate) -> None:
-    if isinstance(fate, PassedOn):
-        config = load(zero_optimization=zero(1), **{key: SAMPLE[fate.kind]})
-        assert config.sharding.deepspeed == {key: SAMPLE[fate.kind]}
-        settings = engine_settings(config, world_size=1, chunk_samples=2)
-        assert settings[key] == SAMPLE[fate.kind]
-        assert "has no effect without ZeRO" in refusal(**{key: SAMPLE[fate.kind]})
-        assert f"{key}: [] is a list" in refusal(zero_optimization=zero(1), **{key: []})
-    elif isinstance(fate, Refused):
-        line = refusal(**{key: refused_value(fate)})
-        assert line.startswith(f"config: {key}: ")
-        assert fate.reason in line
-    else:
-        with pytest.raises(ConfigError, match=rf"config: {key}.*: "):
-            load(**{key: object()})
-
-
-@pytest.mark.parametrize(
-    "neutral",
-    [
-        {"communication_data_type": "fp32"},
-        {"data_types": {"grad_accum_dtype": "fp32"}},
-        {"prescale_gradients": False, "gradient_predivide_factor": 1.0},
-        {"wall_clock_breakdown": False, "memory_breakdown": False, "dump_state": False},
-        {"flops_profiler": {"enabled": False, "profile_step": 1}},
-        {"zero_allow_untested_optimizer": True},
-        {"wandb": {"enabled": False}, "csv_monitor": {"enabled": False}},
-        {"activation_checkpointing": {"partition_activations": False, "profile": False}},
-        {"gradient_allreduce_op": "mean", "dataloader_drop_last": True},
-        {"bf16": {"enabled": False}, "fp16": {"enabled": False}},
-        {"tensorboard": {"enabled": False}, "gradient_clipping": 0},
-    ],
-)
-def test_what_asks_for_nothing_changes_nothing(neutral: dict[str, Any]) -> None:
-    assert load(**neutral) == load()
-
-
-@pytest.mark.parametrize(("key", "fate"), ZERO_KEYS.items())
-def test_the_fate_of_every_key_of_zero(key: str, fate: Fate) -> None:
-    if isinstance(fate, PassedOn):
-        value = SAMPLE[fate.kind]
+def test_what_is_passed_on_reaches_deepspeed_as_it_is() -> None:
+    for key, value in PASSED_ON.items():
+        config = load(zero_optimization=zero(1), **{key: value})
+        assert config.sharding.deepspeed == {key: value}
+        assert engine_settings(config, world_size=1, chunk_samples=2)[key] == value
+        assert_refused(
+            f"config: {key}: [] is a list; …", load, **{key: []}, zero_optimization=zero(1)
+        )
+        without = f"{key}.enabled" if isinstance(value, dict) else key
+        assert_refused(f"config: {without}: has no effect without ZeRO; …", load, **{key: value})
+    for key, value in PASSED_ON_TO_ZERO.items():
         config = load(zero_optimization=zero(3, **{key: value}))
         assert config.sharding.deepspeed == {"zero_optimization": {key: value}}
         settings = engine_settings(config, world_size=1, chunk_samples=2)
-        assert settings["zero_optimization"][key] == value
-        wrong = refusal(zero_optimization=zero(3, **{key: []}))
-        assert f"zero_optimization.{key}: [] is a list" in wrong
-        assert "has no effect without ZeRO" in refusal(zero_optimization=zero(0, **{key: value}))
-    elif isinstance(fate, Refused):
-        candidates = (True, False, 4, None, "x")
-        value = next(one for one in candidates if not fate.unless(one))
-        line = refusal(zero_optimization=zero(2, **{key: value}))
-        assert line.startswith(f"config: zero_optimization.{key}: ")
-        assert fate.reason in line
+        assert settings["zero_optimization"] == {"stage": 3, key: value}
+        place = f"config: zero_optimization.{key}"
+        assert_refused(f"{place}: [] is a list; …", load, zero_optimization=zero(3, **{key: []}))
+        line = f"{place}: has no effect without ZeRO; …"
+        assert_refused(line, load, zero_optimization=zero(0, **{key: value}))
+        assert load(zero_optimization=zero(3, **{key: None})) == load(zero_optimization=zero(3))
 
 
-def test_what_deepspeed_is_handed_is_what_its_own_classes_take() -> None:
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+def test_what_is_refused_is_named_unless_it_asks_for_nothing() -> None:
+    for key, (value, *neutral) in REFUSED.items():
+        assert_refused(f"config: {key}: …", load, **{key: value})
+        assert all(load(**{key: one}) == load() for one in neutral), key
+    for neutral_section in (
+        {"bf16": {"enabled": False}, "fp16": {"enabled": False, "hysteresis": 3}},
+        {"tensorboard": {"enabled": False}, "gradient_clipping": 0, "zero_optimization": zero(0)},
+    ):
+        assert load(**neutral_section) == load()
 
-    for key, fate in ZERO_KEYS.items():
-        if isinstance(fate, PassedOn):
-            stage = 1 if key == "compute_grad_norm" else 3
-            DeepSpeedZeroConfig(stage=stage, **{key: SAMPLE[fate.kind]})
+
+def test_what_is_refused_of_zero_is_named_unless_it_asks_for_nothing() -> None:
+    without = load(zero_optimization=zero(2))
+    for key, (value, *neutral) in REFUSED_BY_ZERO.items():
+        line = f"config: zero_optimization.{key}: …"
+        assert_refused(line, load, zero_optimization=zero(2, **{key: value}))
+        assert all(load(zero_optimization=zero(2, **{key: one})) == without for one in neutral), key
+    for name in OFFLOAD:
+        for key, (value, *neutral) in TABLE[f"refused in {name}"].items():
+            line = f"config: zero_optimization.{name}.{key}: …"
+            section = {name: {"device": "cpu", key: value}}
+            assert_refused(line, load, zero_optimization=zero(3, **section))
+            for one in neutral:
+                section = {name: {"device": "cpu", key: one}}
+                config = load(zero_optimization=zero(3, **section))
+                device = {"device": section[name]["device"]}
+                assert config.sharding.deepspeed == {"zero_optimization": {name: device}}
