@@ -57,6 +57,7 @@ def test_each_sample_has_its_partner_in_the_micro_batch(
             assert batch.boxes.tolist() == [[0, 0, 0, 0]] * 6
 
 
+@pytest.mark.layouts
 def test_mixing_does_not_depend_on_the_layout(make_numbered: MakeNumbered) -> None:
     index = make_numbered(51)
     whole = make_loader(index, [range(6), range(6, 12)])
@@ -72,33 +73,33 @@ def test_mixing_does_not_depend_on_the_layout(make_numbered: MakeNumbered) -> No
 
 
 def test_cutmix_and_the_choice_between_both(make_numbered: MakeNumbered) -> None:
-    index = make_numbered(51)
     both = make_loader(
-        index,
-        [range(6)],
+        make_numbered(51),
+        [range(6), range(6, 12)],
         mixing=SampleMixing(mixup_alpha=0.4, cutmix_alpha=1.0),
-        num_steps=60,
+        num_steps=40,
     )
     kinds = []
-    for step, batch in enumerate(both):
-        cut = cutmix_draws(5, step // 4, step, 0, num_samples=6, alpha=1.0, height=2, width=2)
+    for number, batch in enumerate(both):
+        step, micro_batch = divmod(number, MICRO_BATCHES)
+        place = (5, step // 4, step, micro_batch)
+        cut = cutmix_draws(*place, num_samples=6, alpha=1.0, height=2, width=2)
         assert cut.box is not None
-        mixed = mixup_draws(5, step // 4, step, 0, num_samples=6, alpha=0.4)
+        mixed = mixup_draws(*place, num_samples=6, alpha=0.4)
         weight = pytest.approx(float(batch.weights[0]))
         is_mixup = batch.boxes[0].tolist() == [0, 0, 0, 0] and mixed.weight == weight
         assert is_mixup or (batch.boxes[0].tolist() == list(cut.box) and cut.weight == weight)
         kinds.append(is_mixup)
-    assert 15 < sum(kinds) < 45
+    assert 20 < sum(kinds) < 60
+    # Each micro-batch draws for itself.
+    assert 8 < sum(one != other for one, other in zip(kinds[::2], kinds[1::2], strict=True)) < 32
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
+def test_mixing_that_is_none_is_refused() -> None:
+    for settings, message in (
         ({}, r"mixing: neither mixup nor cutmix"),
         ({"mixup_alpha": 0.0}, r"mixing: mixup_alpha 0.0 is not positive"),
         ({"cutmix_alpha": -1.0}, r"mixing: cutmix_alpha -1.0 is not positive"),
-    ],
-)
-def test_mixing_that_is_none_is_refused(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        SampleMixing(**settings)
+    ):
+        with pytest.raises(UserError, match=message):
+            SampleMixing(**settings)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from shards import damage_sample
 
 from data_pipelines import MicroBatchLoader, SampleIndex, UserError, transform_preset
 from data_pipelines.reading import BadDataPolicy
@@ -44,24 +45,27 @@ def state_after(batches: MicroBatchLoader, num_items: int) -> dict[str, Any]:
     return state
 
 
+@pytest.mark.layouts
 @pytest.mark.parametrize("order", ["global", "window:shards=2", "lanes:lanes=2,shards=1"])
-@pytest.mark.parametrize("steps", [0, 1, 5, 6, 11, 15])
-def test_going_on_gives_the_rest(make_numbered: MakeNumbered, order: str, steps: int) -> None:
+def test_going_on_gives_the_rest(make_numbered: MakeNumbered, order: str) -> None:
     index = make_numbered(51)
-    state = state_after(make_loader(index, order=order), steps)
-    assert (state["epoch"], state["step"]) == (steps // 6, steps)
-    later = make_loader(index, order=order)
-    later.load_state_dict(state)
-    expected = list(make_loader(index, order=order))[steps:]
-    found = list(later)
-    assert len(found) == len(expected) == len(later)
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(found, expected, strict=True))
-    # And so does a second stop.
-    if steps < 14:
-        again = make_loader(index, order=order)
+    whole = make_loader(index, order=order)
+    images = [each.clone() for each, _ in whole]
+    for steps in (0, 1, 5, 6, 11, 15):
+        state = state_after(whole, steps)
+        assert (state["epoch"], state["step"]) == (steps // 6, steps)
+        later = make_loader(index, order=order)
         later.load_state_dict(state)
-        again.load_state_dict(state_after(later, 1))
-        assert torch.equal(images_of(again), torch.cat([images for images, _ in expected[1:]]))
+        found = [each.clone() for each, _ in later]
+        assert len(found) == len(later) == 15 - steps
+        assert all(torch.equal(a, b) for a, b in zip(found, images[steps:], strict=True))
+        # What was loaded is what the loader says, however much it has yielded.
+        later.load_state_dict(state)
+        assert later.state_dict() == state
+        if steps < 14:  # and so does a second stop
+            again = make_loader(index, order=order)
+            again.load_state_dict(state_after(later, 1))
+            assert torch.equal(images_of(again), torch.cat(images[steps + 1 :]))
 
 
 def test_a_step_is_done_when_all_its_items_were_yielded(make_numbered: MakeNumbered) -> None:
@@ -98,16 +102,8 @@ def test_what_would_lose_samples_is_refused(
     make_numbered: MakeNumbered, changes: dict[str, Any], message: str
 ) -> None:
     index = make_numbered(51)
-    state = state_after(make_loader(index), 4)
     with pytest.raises(UserError, match=message):
-        make_loader(index, **changes).load_state_dict(state)
-
-
-def test_other_data_are_refused(make_numbered: MakeNumbered) -> None:
-    state = state_after(make_loader(make_numbered(51)), 4)
-    other = make_loader(make_numbered(52, name="other"))
-    with pytest.raises(UserError, match=r"saved with fingerprint [0-9a-f]{64}, but"):
-        other.load_state_dict(state)
+        make_loader(index, **changes).load_state_dict(state_after(make_loader(index), 4))
 
 
 def test_batch_size_may_change_at_the_end_of_an_epoch(make_numbered: MakeNumbered) -> None:
@@ -122,28 +118,26 @@ def test_batch_size_may_change_at_the_end_of_an_epoch(make_numbered: MakeNumbere
 
 def test_micro_batches_may_change_when_that_is_wanted(make_numbered: MakeNumbered) -> None:
     index = make_numbered(51)
-    state = state_after(make_loader(index), 4)
     later = make_loader(index, micro_batches=2, positions=[range(4)])
-    later.load_state_dict(state, allows_new_partition=True)
+    later.load_state_dict(state_after(make_loader(index), 4), allows_new_partition=True)
     assert later.state_dict()["step"] == 4
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"version": 2}, r"version 2 is not known, only 1"),
-        ({"step": "4"}, r"loader state: step: "),
-        ({"extra": 1}, r"loader state: extra: "),
-        ({"next_samples": [0] * 8}, r"the samples after step 4 are not those of the program"),
-    ],
-)
-def test_damaged_states_are_named(
-    make_numbered: MakeNumbered, change: dict[str, Any], message: str
-) -> None:
+def test_other_data_and_damaged_states_are_named(make_numbered: MakeNumbered) -> None:
     index = make_numbered(51)
     state = state_after(make_loader(index), 4)
-    with pytest.raises(UserError, match=message):
-        make_loader(index).load_state_dict({**state, **change})
+    other = make_loader(make_numbered(52, name="other"))
+    with pytest.raises(UserError, match=r"saved with fingerprint [0-9a-f]{64}, but"):
+        other.load_state_dict(state)
+    changes: dict[str, tuple[Any, str]] = {
+        "version": (2, r"version 2 is not known, only 1"),
+        "step": ("4", r"loader state: step: "),
+        "extra": (1, r"loader state: extra: "),
+        "next_samples": ([0] * 8, r"the samples after step 4 are not those of the program"),
+    }
+    for key, (value, message) in changes.items():
+        with pytest.raises(UserError, match=message):
+            make_loader(index).load_state_dict({**state, key: value})
 
 
 def test_going_on_in_the_middle_costs_no_more_than_at_the_start(
@@ -169,25 +163,22 @@ def test_replaced_samples_are_listed_and_kept(
 ) -> None:
     index = make_numbered(51)
     for number in (13, 14, 40):
-        with index.shard_path(number // 10).open("r+b") as file:
-            file.seek(int(index.samples[number]["npy.offset"]) + 128)
-            file.write(b"\xff")
+        damage_sample(index, number)
     policy = BadDataPolicy("substitute", seed=3, max_fraction=0.1)
 
     def loader(**changes: Any) -> MicroBatchLoader:
-        return make_loader(index, on_error=policy, **changes)
+        return make_loader(index, on_error=policy, num_steps=12, **changes)
 
-    whole = loader(num_steps=12, num_workers=num_workers)
+    whole = loader(num_workers=num_workers)
     images = images_of(whole)
-    numbers = images[:, 0, 0, 0].tolist()
-    assert not {13, 14, 40} & set(numbers)
+    assert not {13, 14, 40} & set(images[:, 0, 0, 0].tolist())
     state: dict[str, Any] = json.loads(json.dumps(whole.state_dict()))
     assert [bad["sample_id"] for bad in state["bad_samples"]] == [13, 14, 40]
     assert "'sample13'" in state["bad_samples"][0]["where"]
     # What stands in does not depend on the layout or on what was met before.
-    halves = loader(num_steps=12, micro_batches=2, positions=[range(4), range(4, 8)])
+    halves = loader(micro_batches=2, positions=[range(4), range(4, 8)])
     assert torch.equal(images_of(halves), images)
-    later = loader(num_steps=12)
+    later = loader()
     later.load_state_dict({**state, **later.state_dict(steps_done=6), "bad_samples": []})
     assert torch.equal(images_of(later), images[48:])
     # The list counts against the limit where a run goes on.

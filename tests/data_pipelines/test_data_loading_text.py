@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from shards import TOKENS, make_texts, npy, write_shards
+from shards import TOKENS, indexed, make_texts, npy, write_shards
 
 from data_pipelines import (
     EvaluationLoader,
@@ -14,10 +14,8 @@ from data_pipelines import (
     SampleIndex,
     ShardReader,
     UserError,
-    index_shards,
     transform_preset,
 )
-from data_pipelines.index import TokenMeta
 
 BATCH_SIZE = 8
 
@@ -80,6 +78,7 @@ def joined(batches: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
+@pytest.mark.layouts
 def test_parts_of_a_micro_batch_are_filled_up_alike(texts: SampleIndex) -> None:
     whole = make_loader(texts, [range(4), range(4, 8)])
     parts = make_loader(texts, [[0], [1, 2], [3], [4, 5], [6, 7]])
@@ -104,48 +103,29 @@ def test_evaluation_fills_up_to_the_longest_of_a_block(texts: SampleIndex) -> No
     ]
 
 
-def test_transforms_of_images_are_refused(texts: SampleIndex) -> None:
+def test_what_text_cannot_have_is_refused(texts: SampleIndex) -> None:
     with pytest.raises(UserError, match=r"transform: cifar_basic is for images, but .* holds text"):
         make_loader(texts, [range(4)], transform=transform_preset("cifar_basic"))
     make_loader(texts, [range(4)], transform=transform_preset("none"))
-
-
-def test_resident_text_is_refused(texts: SampleIndex) -> None:
     with pytest.raises(UserError, match=r"resident: .* holds no images of one size"):
         list(make_loader(texts, [range(4)], resident=True))
 
 
-@pytest.mark.parametrize(
-    ("shapes", "tokens", "message"),
-    [
-        ([(1, 3), (2, 3)], None, r"its samples differ in the number of rows of their tokens"),
-        ([(3, 3)], None, r"its tokens have 3 rows, but names for them: none"),
-        ([(1, 3)], TOKENS, r"have 1 rows, but names for them: input_ids, token_type_ids"),
-    ],
-)
-def test_tokens_without_meaning_are_refused(
-    tmp_path: Path, shapes: list[tuple[int, int]], tokens: TokenMeta | None, message: str
-) -> None:
-    samples = [{"tokens.npy": npy(np.ones(shape, np.int32)), "cls": b"0"} for shape in shapes]
-    with pytest.raises(UserError, match=message):
-        index_shards(
-            write_shards(tmp_path / "made", samples),
-            split="made",
-            num_classes=None,
-            preshuffle_seed=None,
-            created_by="a test",
-            tokens=tokens,
-        )
+def tokens_of(*shapes: tuple[int, int]) -> list[dict[str, bytes]]:
+    return [{"tokens.npy": npy(np.ones(shape, np.int32)), "cls": b"0"} for shape in shapes]
+
+
+def test_tokens_without_meaning_are_refused(tmp_path: Path) -> None:
+    for name, shapes, tokens, message in (
+        ("a", [(1, 3), (2, 3)], None, r"its samples differ in the number of rows of their tokens"),
+        ("b", [(3, 3)], None, r"its tokens have 3 rows, but names for them: none"),
+        ("c", [(1, 3)], TOKENS, r"have 1 rows, but names for them: input_ids, token_type_ids"),
+    ):
+        with pytest.raises(UserError, match=message):
+            indexed(write_shards(tmp_path / name, tokens_of(*shapes)), tokens=tokens)
 
 
 def test_one_row_is_the_token_numbers(tmp_path: Path) -> None:
-    samples = [{"tokens.npy": npy(np.full((1, 3), 5, np.int32)), "cls": b"0"}] * 2
-    index = index_shards(
-        write_shards(tmp_path / "made", samples),
-        split="made",
-        num_classes=None,
-        preshuffle_seed=None,
-        created_by="a test",
-    )
+    index = indexed(write_shards(tmp_path / "made", tokens_of((1, 3), (1, 3))))
     (batch,) = make_loader(index, [range(2)], batch_size=2, micro_batches=1, num_steps=1)
     assert list(batch) == ["input_ids", "attention_mask", "labels"]

@@ -1,0 +1,409 @@
+"""Faults of the data side: indexes, reading, damage, caches, sources, preparation, archives."""
+
+from tests.planted_faults import Fault
+
+_INDEX = "tests/data_pipelines/test_data_index.py"
+_INDEX_BUILD = "tests/data_pipelines/test_data_index_build.py"
+_READING = "tests/data_pipelines/test_data_reading.py"
+_DAMAGE = "tests/data_pipelines/test_data_damage.py"
+_CACHE = "tests/data_pipelines/test_data_cache.py"
+_SOURCES = "tests/data_pipelines/test_data_sources.py"
+_HTTP = "tests/data_pipelines/test_data_sources_http.py"
+_DECODING = "tests/data_pipelines/test_data_decoding.py"
+_TRANSFORMS = "tests/data_pipelines/test_data_transforms.py"
+_CROPS = "tests/data_pipelines/test_data_presets_crops.py"
+_RESIZING = "tests/data_pipelines/test_data_presets_resizing.py"
+_LOADING = "tests/data_pipelines/test_data_loading.py"
+_MEMORY = "tests/data_pipelines/test_data_loading_memory.py"
+_STATE = "tests/data_pipelines/test_data_loading_state.py"
+_TEXT = "tests/data_pipelines/test_data_loading_text.py"
+_EVALUATION = "tests/data_pipelines/test_data_evaluation.py"
+_PREPARE = "tests/data_pipelines/test_data_prepare.py"
+_RESUME = "tests/data_pipelines/test_data_prepare_resume.py"
+_IMAGES = "tests/data_pipelines/test_data_prepare_images.py"
+_TEXTS = "tests/data_pipelines/test_data_prepare_texts.py"
+_ARCHIVES = "tests/security/test_hostile_archives.py"
+_SHARDS = "tests/security/test_hostile_shards.py"
+_INDEXES = "tests/security/test_hostile_indexes.py"
+
+FAULTS = (
+    Fault(
+        name="shards-in-the-order-they-were-scanned",
+        file="data_pipelines/index/build.py",
+        old="    return [found[task.path.name] for task in tasks]\n",
+        new="    return list(found.values())\n",
+        claim="The number of processes that make an index changes nothing of it.",
+        tests=(_INDEX_BUILD,),
+    ),
+    Fault(
+        name="kept-scan-of-other-columns",
+        file="data_pipelines/index/shard_table.py",
+        old="        and findings.ignored_columns == tuple(sorted(task.ignored_columns))\n",
+        new="",
+        claim="What an interrupted start has scanned is used only for the same question.",
+        tests=(_INDEX_BUILD,),
+    ),
+    Fault(
+        name="fingerprint-without-checksums",
+        file="data_pipelines/index/format.py",
+        old="[shard.bytes, shard.num_samples, shard.sha256]",
+        new="[shard.bytes, shard.num_samples]",
+        claim="An index that was changed in anything that readers rely on is not opened.",
+        tests=(_INDEX,),
+    ),
+    Fault(
+        name="tars-that-end-early-are-indexed",
+        file="data_pipelines/index/scan.py",
+        old="    if num_zeros < 2 * _BLOCK:\n",
+        new="    if num_zeros < 0:\n",
+        claim="A tar that was cut short between two files is not indexed.",
+        tests=(_INDEX,),
+    ),
+    Fault(
+        name="shards-of-any-size-are-opened",
+        file="data_pipelines/index/sample_index.py",
+        old="            if size != shard.bytes:\n",
+        new="            if size < shard.bytes:\n",
+        claim="A shard that was changed since it was indexed is named when the split is opened.",
+        tests=(_INDEX,),
+    ),
+    Fault(
+        name="runs-forget-the-longest-sample",
+        file="data_pipelines/reading/runs.py",
+        old="run.stop = max(run.stop, stop)",
+        new="run.stop = stop",
+        claim="Reading neighbours together gives all bytes of every one of them.",
+        tests=(_READING,),
+    ),
+    Fault(
+        name="checksums-are-not-compared",
+        file="data_pipelines/reading/shard_reader.py",
+        old=(
+            "        if found != checksum:\n"
+            "            raise _DamagedError(\n"
+            '                f"damaged or not what was indexed'
+        ),
+        new=(
+            "        if found > checksum > found:\n"
+            "            raise _DamagedError(\n"
+            '                f"damaged or not what was indexed'
+        ),
+        claim="A damaged sample is named, not trained on.",
+        tests=(_READING, _DAMAGE),
+    ),
+    Fault(
+        name="one-damaged-sample-too-many",
+        file="data_pipelines/reading/bad_samples.py",
+        old="        if len(self._found) >= self._most:\n",
+        new="        if len(self._found) > self._most:\n",
+        claim="More damaged samples than allowed are an error.",
+        tests=(_DAMAGE,),
+    ),
+    Fault(
+        name="stand-ins-are-the-same-every-epoch",
+        file="data_pipelines/reading/stand_ins.py",
+        old='derive_key("standin", seed, epoch, sample_id, attempt)',
+        new='derive_key("standin", seed, sample_id, attempt)',
+        claim="Another sample stands in for a damaged one in each epoch.",
+        tests=(_DAMAGE,),
+    ),
+    Fault(
+        name="stand-ins-are-longer-texts",
+        file="data_pipelines/reading/stand_ins.py",
+        old="np.flatnonzero(lengths <= lengths[sample_id])",
+        new="np.flatnonzero(lengths >= lengths[sample_id])",
+        claim="A damaged text is replaced by none longer than itself.",
+        tests=(_DAMAGE,),
+    ),
+    Fault(
+        name="workers-keep-their-bad-samples",
+        file="data_pipelines/loading/worker_pool.py",
+        old="            self._bad_samples.merge(loaded.bad_samples)\n",
+        new="",
+        claim="Damaged samples that loader processes met are listed and counted.",
+        tests=(_STATE,),
+    ),
+    Fault(
+        name="batches-are-handed-over-half-loaded",
+        file="data_pipelines/loading/worker_pool.py",
+        old=(
+            "            if num_loaded < under_way.num_samples:\n"
+            "                continue\n"
+            "            self._parts.under_way.popleft()\n"
+        ),
+        new=(
+            "            if num_loaded >= under_way.num_samples:\n"
+            "                self._parts.under_way.popleft()\n"
+        ),
+        claim="A batch is handed over when all of its parts are loaded.",
+        tests=(_MEMORY,),
+    ),
+    Fault(
+        name="lent-memory-is-taken-back",
+        file="data_pipelines/loading/slots.py",
+        old="deque(set(range(self._memory.num_slots)) - self._lent)",
+        new="deque(range(self._memory.num_slots))",
+        claim="A batch stays as it is for as long as it is used.",
+        tests=(_MEMORY,),
+    ),
+    Fault(
+        name="loading-draws-from-the-global-stream",
+        file="data_pipelines/loading/worker_pool.py",
+        old="            generator=torch.Generator(),\n",
+        new="",
+        claim="Loading leaves the global random streams alone.",
+        tests=(_LOADING,),
+    ),
+    Fault(
+        name="copies-of-another-row",
+        file="data_pipelines/loading/dataset.py",
+        old="                array[row] = array[first]\n",
+        new="                array[row] = array[row - 1]\n",
+        claim="A sample that comes twice in a batch is the same both times.",
+        tests=("tests/data_pipelines/test_data_loading_mixing.py",),
+    ),
+    Fault(
+        name="the-oldest-use-is-thrown-away-last",
+        file="data_pipelines/sources/shard_cache.py",
+        old="        for each in sorted(kept):\n",
+        new="        for each in sorted(kept, reverse=True):\n",
+        claim="The cache keeps the shards that were used last.",
+        tests=(_CACHE,),
+    ),
+    Fault(
+        name="unfinished-downloads-do-not-count",
+        file="data_pipelines/sources/shard_cache.py",
+        old="            if path.suffix in (_SHARD_SUFFIX, _PARTIAL_SUFFIX):\n",
+        new="            if path.suffix == _SHARD_SUFFIX:\n",
+        claim="What a killed download left counts towards the limit until it is cleared away.",
+        tests=(_CACHE,),
+    ),
+    Fault(
+        name="fetched-shards-are-not-compared",
+        file="data_pipelines/sources/shard_cache.py",
+        old="    elif digest.hexdigest() != file.sha256:\n",
+        new="    elif not digest.hexdigest():\n",
+        claim="A shard that was damaged on its way is fetched again.",
+        tests=(_CACHE,),
+    ),
+    Fault(
+        name="broken-downloads-stay",
+        file="data_pipelines/sources/shard_cache.py",
+        old=(
+            "            os.close(descriptor)\n"
+            "            partial.unlink(missing_ok=True)\n            raise\n"
+        ),
+        new="            os.close(descriptor)\n            raise\n",
+        claim="A download that breaks leaves nothing in the cache.",
+        tests=(_CACHE,),
+    ),
+    Fault(
+        name="downloads-begin-again-from-the-start",
+        file="data_pipelines/sources/http_folder.py",
+        old="with self._request(name, start=position, stop=None) as answer:",
+        new="with self._request(name, start=0, stop=None) as answer:",
+        claim="A download that broke goes on where it was.",
+        tests=(_HTTP,),
+    ),
+    Fault(
+        name="long-downloads-bear-few-failures",
+        file="data_pipelines/sources/http_folder.py",
+        old="                            retries.succeeded()\n",
+        new="                            pass\n",
+        claim="Failures are forgotten once a download gets on.",
+        tests=(_HTTP,),
+    ),
+    Fault(
+        name="retry-after-is-not-heard",
+        file="data_pipelines/sources/http_requests.py",
+        old="retry_after=float(seconds or 0)",
+        new="retry_after=0.0",
+        claim="A server that asks for a wait gets it.",
+        tests=(_HTTP,),
+    ),
+    Fault(
+        name="shifted-ranges-are-believed",
+        file="data_pipelines/sources/http_requests.py",
+        old="        if first != start or (stop is not None and after_last > stop):\n",
+        new="        if stop is not None and after_last > stop:\n",
+        claim="An answer with other bytes than were asked for is refused.",
+        tests=(_HTTP,),
+    ),
+    Fault(
+        name="passwords-in-messages",
+        file="data_pipelines/sources/redaction.py",
+        old='_USER = re.compile(r"(?<=://)[^/?#\\s]*@")',
+        new='_USER = re.compile(r"(?<=://)[^/?#\\s:]*@")',
+        claim="No message shows a password of a location.",
+        tests=(_SOURCES,),
+    ),
+    Fault(
+        name="names-reach-the-shell-unquoted",
+        file="data_pipelines/sources/command_pipe.py",
+        old="self._command.replace(_PLACEHOLDER, shlex.quote(name))",
+        new="self._command.replace(_PLACEHOLDER, name)",
+        claim="A name of a file runs nothing in the shell.",
+        tests=(_SOURCES,),
+    ),
+    Fault(
+        name="sixteen-bits-are-clipped",
+        file="data_pipelines/decoding/pillow_images.py",
+        old="(np.asarray(image) >> 8).astype(np.uint8)",
+        new="np.clip(np.asarray(image), 0, 255).astype(np.uint8)",
+        claim="Of grey images of 16 bits the upper 8 are kept.",
+        tests=(_DECODING,),
+    ),
+    Fault(
+        name="statistics-with-a-slip",
+        file="data_pipelines/transforms/statistics.py",
+        old="(0.229, 0.224, 0.225)",
+        new="(0.229, 0.224, 0.255)",
+        claim="Presets normalise with the published statistics.",
+        tests=(_TRANSFORMS,),
+    ),
+    Fault(
+        name="cutout-is-off-its-centre",
+        file="data_pipelines/transforms/cutout.py",
+        old="[:, np.newaxis] - self.length // 2\n",
+        new="[:, np.newaxis]\n",
+        claim="Cutout is that of the paper's own code.",
+        tests=(_TRANSFORMS,),
+    ),
+    Fault(
+        name="short-side-from-the-width",
+        file="data_pipelines/transforms/evaluation.py",
+        old="        if height <= width:\n",
+        new="        if height >= width:\n",
+        claim="Evaluation resizes as timm and torchvision do.",
+        tests=(_RESIZING,),
+    ),
+    Fault(
+        name="crops-leave-out-the-last-place",
+        file="data_pipelines/transforms/random_crops.py",
+        old="left=below(words[3], width - crop_width + 1),",
+        new="left=below(words[3], max(1, width - crop_width)),",
+        claim="Random crops have the distribution of the code they follow.",
+        tests=(_CROPS,),
+    ),
+    Fault(
+        name="fillers-are-attended-to",
+        file="data_pipelines/loading/text_batches.py",
+        old='            arrays["attention_mask"][row, length:] = 0\n',
+        new="",
+        claim="What texts are filled up with is masked.",
+        tests=(_TEXT,),
+    ),
+    Fault(
+        name="last-block-of-evaluation-is-left-out",
+        file="data_pipelines/loading/evaluation.py",
+        old="range(rank * self._batch_size, self._num_samples, self._num_ranks * self._batch_size)",
+        new="range(rank * self._batch_size, self._num_samples - self._batch_size + 1, "
+        "self._num_ranks * self._batch_size)",
+        claim="Evaluation sees every sample exactly once on any number of ranks.",
+        tests=(_EVALUATION,),
+    ),
+    Fault(
+        name="evaluation-of-some-takes-the-first",
+        file="data_pipelines/loading/evaluation.py",
+        old="            ids = self.sample_ids[start : start + self.batch_size]\n",
+        new="            ids = np.arange(start, min(start + self.batch_size, len(self.sample_ids)))\n",
+        claim="Evaluation of some samples is of these.",
+        tests=(_EVALUATION,),
+    ),
+    Fault(
+        name="all-ranks-have-as-many-blocks",
+        file="data_pipelines/loading/evaluation.py",
+        old="        return len(self._starts(rank))\n",
+        new="        return len(self._blocks)\n",
+        claim="A rank knows how many blocks of evaluation every other rank has.",
+        tests=(_EVALUATION,),
+    ),
+    Fault(
+        name="staged-input-is-never-made-anew",
+        file="data_pipelines/preparation/staging.py",
+        old='        if (folder / _MADE_FROM_FILE).read_text(encoding="utf-8") == text:\n',
+        new="        if (folder / _MADE_FROM_FILE).is_file():\n",
+        claim="A preparation that goes on with other input does not use the old one.",
+        tests=(_RESUME,),
+    ),
+    Fault(
+        name="kept-shards-are-not-checked",
+        file="data_pipelines/preparation/write_shard.py",
+        old="return record if sha256_of_file(task.path) == record.sha256 else None",
+        new="return record",
+        claim="A kept shard that was changed is written again.",
+        tests=(_RESUME,),
+    ),
+    Fault(
+        name="validation-samples-are-trained-on",
+        file="data_pipelines/preparation/recipe.py",
+        old="    bounds = {first: (0, num_samples - num_val)}\n",
+        new="    bounds = {first: (0, num_samples)}\n",
+        claim="A split by a fraction has every sample in one split.",
+        tests=(_IMAGES,),
+    ),
+    Fault(
+        name="validation-labels-are-one-off",
+        file="data_pipelines/preparation/imagenet.py",
+        old="kit.validation[int(match[1]) - 1]",
+        new="kit.validation[int(match[1]) - 2]",
+        claim="ImageNet's validation images have the published labels.",
+        tests=(_IMAGES,),
+    ),
+    Fault(
+        name="another-input-is-taken-for-the-same",
+        file="data_pipelines/preparation/prepare.py",
+        old="    _check_same_input(recipe, directory, record, options, progress=progress)\n",
+        new="",
+        claim="A finished data set is not taken for one of another input.",
+        tests=(_PREPARE,),
+    ),
+    Fault(
+        name="cut-texts-are-not-counted",
+        file="data_pipelines/preparation/tokenised_texts.py",
+        old="            num_cut += cut\n",
+        new="",
+        claim="How many texts were cut is said.",
+        tests=(_TEXTS,),
+    ),
+    Fault(
+        name="names-climb-out-of-tars",
+        file="data_pipelines/index/scan.py",
+        old='member.name.startswith("/") or ".." in member.name.split("/")',
+        new='member.name.startswith(("/", ".."))',
+        claim="Shards whose names lead out of their folder are refused.",
+        tests=(_SHARDS,),
+    ),
+    Fault(
+        name="huge-headers-are-believed",
+        file="data_pipelines/tar_headers.py",
+        old="        if not 0 <= size <= _MOST_HEADER_BYTES:\n",
+        new="        if not 0 <= size:\n",
+        claim="Archives that ask for memory without end are refused.",
+        tests=(_SHARDS,),
+    ),
+    Fault(
+        name="matlab-bombs-are-unpacked",
+        file="data_pipelines/preparation/imagenet.py",
+        old="    _check_unpacked(content)\n",
+        new="",
+        claim="Compressed parts that unpack to far more than published are refused.",
+        tests=(_ARCHIVES,),
+    ),
+    Fault(
+        name="memo-places-are-believed",
+        file="data_pipelines/preparation/safe_pickle.py",
+        old="        _check_memo(content)\n",
+        new="",
+        claim="A pickle of some bytes cannot ask for gigabytes.",
+        tests=(_ARCHIVES,),
+    ),
+    Fault(
+        name="offsets-wrap-around",
+        file="data_pipelines/index/plausible.py",
+        old="(sizes <= num_bytes) & (offsets <= num_bytes - np.minimum(sizes, num_bytes))",
+        new="offsets + sizes <= num_bytes",
+        claim="An index whose offsets lead out of its shards is refused.",
+        tests=(_INDEXES,),
+    ),
+)
