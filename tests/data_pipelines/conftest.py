@@ -37,7 +37,9 @@ def modulo_seven(number: int) -> int:
 @pytest.fixture(scope="session")
 def numbered_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     @functools.cache
-    def write(num_samples: int, per_shard: int, label_of: Callable[[int], int]) -> Path:
+    def write(
+        num_samples: int, per_shard: int = 10, label_of: Callable[[int], int] = modulo_seven
+    ) -> Path:
         samples = [
             {
                 "npy": npy(np.array([number], "<u4").view(np.uint8).reshape(2, 2, 1)),

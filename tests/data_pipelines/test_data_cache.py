@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cache_readers import CONTEXT, start_reading
 from file_server import FileServer, Request, Served, serving
-from numbered import read_all, read_numbers
+from shards import damage_sample, read_all, read_numbers
 
 from data_pipelines import SampleIndex, ShardReader, UserError
 from data_pipelines.reading import Split, open_split
@@ -80,6 +80,10 @@ def test_each_shard_is_fetched_once_and_whole(
     # Another run needs the network for nothing but what the index says about itself.
     assert read_all(open_cached(server, cache)) == EVERYTHING
     assert server.requests == []
+    # Local shards, on a slow disk, can be cached as well.
+    options = SourceOptions(cache_dir=cache / "local", cache_limit=PLENTY)
+    assert read_all(open_split(index.directory, options=options)) == EVERYTHING
+    assert set(kept_in(cache / "local")) == names_of(index, *range(6))
 
 
 def test_least_recently_used_shards_are_thrown_away(
@@ -128,13 +132,6 @@ def test_shard_thrown_away_while_it_is_read_stays_readable(
     second.source.close()
 
 
-def test_local_shards_on_a_slow_disk_can_be_cached(index: SampleIndex, cache: Path) -> None:
-    options = SourceOptions(cache_dir=cache, cache_limit=PLENTY)
-    split = open_split(index.directory, options=options)
-    assert read_all(split) == EVERYTHING
-    assert set(kept_in(cache)) == names_of(index, *range(6))
-
-
 def test_download_with_wrong_bytes_is_fetched_again(
     index: SampleIndex, server: FileServer, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -149,9 +146,7 @@ def test_download_with_wrong_bytes_is_fetched_again(
 def test_shard_that_is_damaged_where_it_is_costs_only_its_damaged_sample(
     index: SampleIndex, server: FileServer, cache: Path
 ) -> None:
-    with index.shard_path(0).open("r+b") as file:
-        file.seek(int(index.samples[3]["npy.offset"]) + 130)
-        file.write(b"\x55")
+    damage_sample(index, 3)
     split = open_cached(server, cache)
     reader = ShardReader(split.index, source=split.source)
     others = [*range(3), *range(4, 60)]
@@ -186,7 +181,7 @@ def test_shard_damaged_in_the_cache_is_fetched_again(
     assert sorted(request.name[-5] for request in server.requests) == ["0", "1"]
 
 
-def test_symbolic_links_in_the_cache_are_refused(
+def test_symbolic_links_and_impossible_folders_are_refused(
     index: SampleIndex, server: FileServer, cache: Path, tmp_path: Path
 ) -> None:
     split = open_cached(server, cache)
@@ -200,46 +195,37 @@ def test_symbolic_links_in_the_cache_are_refused(
     (cache / "shards" / name).with_suffix(".partial").symlink_to(victim)
     assert read_all(split) == EVERYTHING
     assert victim.read_text() == "stays as it is"
-
-
-def test_impossible_cache_folders_are_named(server: FileServer, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    options = SourceOptions(cache_dir=tmp_path / "file", cache_limit=5)
-    with pytest.raises(UserError, match=r"cache_dir: .*file/shards: cannot be made"):
+    options = SourceOptions(cache_dir=victim, cache_limit=5)
+    with pytest.raises(UserError, match=r"cache_dir: .*victim/shards: cannot be made"):
         open_source(server.url, options=options)
 
 
-def test_four_processes_fetch_each_shard_once(
+def test_processes_fetch_each_shard_once_and_keep_to_the_limit_together(
     index: SampleIndex, server: FileServer, cache: Path
 ) -> None:
     results = CONTEXT.Queue()
-    files = files_of(index)
-    readers = [start_reading(server.url, cache, PLENTY, files, results) for _ in range(4)]
-    assert [results.get(timeout=60) for _ in readers] == [True] * 4
-    for reader in readers:
-        reader.join()
-    assert sorted(request.name for request in server.requests) == [file.name for file in files]
-    assert set(kept_in(cache)) == names_of(index, *range(6))
-
-
-def test_four_processes_keep_to_the_limit_together(
-    index: SampleIndex, server: FileServer, cache: Path
-) -> None:
     files = files_of(index)
     limit = 3 * files[0].num_bytes
     sizes: list[int] = []
     server.on_request = lambda request: sizes.append(total(cache))
-    results = CONTEXT.Queue()
     readers = []
-    for number in range(4):
+    for number in range(3):
         order = [files[(place + number) % 6] for place in range(6)] * 2
         readers.append(start_reading(server.url, cache, limit, order, results))
-    assert [results.get(timeout=60) for _ in readers] == [True] * 4
+    assert [results.get(timeout=60) for _ in readers] == [True] * 3
     for reader in readers:
         reader.join()
     # At every request, what was being fetched is in the folder with its full size.
     assert len(sizes) >= 6
     assert 0 < max(*sizes, total(cache)) <= limit
+    together = cache / "together"
+    server.requests.clear()
+    readers = [start_reading(server.url, together, PLENTY, files, results) for _ in range(3)]
+    assert [results.get(timeout=60) for _ in readers] == [True] * 3
+    for reader in readers:
+        reader.join()
+    assert sorted(request.name for request in server.requests) == [file.name for file in files]
+    assert set(kept_in(together)) == names_of(index, *range(6))
 
 
 def test_shards_get_their_name_only_while_nobody_adds_up_sizes(
@@ -255,7 +241,7 @@ def test_shards_get_their_name_only_while_nobody_adds_up_sizes(
 
     def hold(request: Request) -> None:
         lock.acquire()
-        threading.Timer(0.5, look_and_release).start()
+        threading.Timer(0.3, look_and_release).start()
 
     server.on_request = hold
     assert read_numbers(ShardReader(split.index, source=split.source), [5]) == [5]

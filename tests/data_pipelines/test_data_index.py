@@ -1,46 +1,31 @@
-"""The index: what opening it checks, and which damage building it finds."""
+"""Opening an index: nothing beside it, in it or of it may be other than when it was made."""
 
-import io
 import json
 import pickle
 import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from shards import make_photos, make_texts, overwrite
 
-from data_pipelines import PreparedDataset, SampleIndex, UserError, index_shards
+from data_pipelines import PreparedDataset, SampleIndex, UserError, build_index, open_split
+from launch.cli import main
 
 MakeNumbered = Callable[..., SampleIndex]
 
 
-def reindex(directory: Path, *, expected_samples: int | None = None) -> SampleIndex:
-    shutil.rmtree(directory / "index")
-    return index_shards(
-        sorted(directory.glob("*.tar")),
-        split="again",
-        num_classes=7,
-        preshuffle_seed=None,
-        created_by="a test",
-        expected_samples=expected_samples,
-    )
-
-
-def overwrite(path: Path, offset: int, content: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(offset)
-        file.write(content)
-
-
-def member_offset(path: Path, number: int) -> int:
-    with tarfile.open(path) as tar:
-        return tar.getmembers()[number].offset
+@pytest.fixture
+def photos(tmp_path: Path) -> SampleIndex:
+    return make_photos(tmp_path / "photos", 25)
 
 
 def test_index_says_what_the_shards_hold(digits: PreparedDataset) -> None:
-    index = SampleIndex.open(digits.splits["train"])
+    directory = digits.splits["train"]
+    index = SampleIndex.open(directory)
     assert index.num_samples == 1437
     assert [shard.num_samples for shard in index.meta.shards] == [512, 512, 413]
     assert index.image_shape == (8, 8, 1)
@@ -52,13 +37,11 @@ def test_index_says_what_the_shards_hold(digits: PreparedDataset) -> None:
         with tarfile.open(index.shard_path(record["shard"])) as tar:
             member = tar.getmember(f"{index.key(sample_id)}.npy")
             assert (member.offset_data, member.size) == (record["npy.offset"], record["npy.size"])
-
-
-def test_open_by_folder_and_by_pattern(digits: PreparedDataset) -> None:
-    directory = digits.splits["train"]
-    by_folder = SampleIndex.open(directory)
     by_pattern = SampleIndex.open(f"{directory}/train-{{000000..000002}}.tar")
-    assert by_pattern.fingerprint == by_folder.fingerprint
+    assert by_pattern.fingerprint == index.fingerprint
+    content = pickle.dumps(index)
+    assert len(content) < 4000 < index.samples.nbytes
+    assert np.array_equal(pickle.loads(content).samples, index.samples)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +55,7 @@ def test_open_by_folder_and_by_pattern(digits: PreparedDataset) -> None:
         ("{root}/train/train-{{000000..000003}}.tar", r"train-000003.tar is not in the index"),
         ("{root}/{{train/train,val/val}}-000000.tar", r"lie in one folder"),
         ("{root}/train/train-{{000000..000002.tar", r"braces do not match"),
+        ("{root}/train/other-*.tar", r"other-\*.tar: no such shards"),
     ],
 )
 def test_wrong_location_is_named(digits: PreparedDataset, location: str, message: str) -> None:
@@ -79,173 +63,189 @@ def test_wrong_location_is_named(digits: PreparedDataset, location: str, message
         SampleIndex.open(location.format(root=digits.directory))
 
 
-def test_missing_shard_is_named(make_numbered: MakeNumbered) -> None:
-    index = make_numbered(25)
-    index.shard_path(1).unlink()
-    with pytest.raises(UserError, match=r"part-000001.tar: missing.*msam-scale data prepare"):
-        SampleIndex.open(index.directory)
+def test_a_shard_that_the_index_does_not_have_is_named(photos: SampleIndex) -> None:
+    folder = photos.directory
+    assert SampleIndex.open(f"{folder}/*.tar").fingerprint == photos.fingerprint
+    shutil.copy(photos.shard_path(0), folder / "part-000004.tar")
+    for opening in (SampleIndex.open, open_split):
+        with pytest.raises(UserError, match=r"part-000004.tar: not in the index.*make the index"):
+            opening(folder)
+    with pytest.raises(UserError, match=r"part-000004.tar is not in the index"):
+        SampleIndex.open(f"{folder}/part-*.tar")
+    # Who names the shards means these.
+    assert SampleIndex.open(f"{folder}/part-{{000000..000003}}.tar").num_samples == 25
+    (folder / "part-000004.tar").rename(folder / "._part-000004.tar")
+    assert SampleIndex.open(folder).num_samples == 25
 
 
-def test_truncated_shard_is_named_at_open(make_numbered: MakeNumbered) -> None:
-    index = make_numbered(25)
-    content = index.shard_path(2).read_bytes()
-    index.shard_path(2).write_bytes(content[:-512])
-    with pytest.raises(UserError, match=r"part-000002.tar: \d+ bytes, but \d+ when it was indexed"):
-        SampleIndex.open(index.directory)
+def test_some_of_the_shards_can_be_indexed(photos: SampleIndex) -> None:
+    folder = photos.directory
+    shutil.rmtree(folder / "index")
+    some = f"{folder}/part-{{000001..000002}}.tar"
+    assert build_index([some]).num_samples == 14
+    assert SampleIndex.open(some).num_samples == 14
+    with pytest.raises(UserError, match=r"part-000000.tar, part-000003.tar: not in the index"):
+        SampleIndex.open(folder)
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", ".", "../photos/*.tar"])
+def test_a_split_indexed_from_inside_has_the_name_of_its_folder(
+    photos: SampleIndex, pattern: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos.directory)
+    shutil.rmtree("index")
+    Path("._part-000000.tar").write_bytes(b"of macOS")
+    index = build_index([pattern])
+    assert (index.meta.split, index.fingerprint) == ("photos", photos.fingerprint)
+
+
+def test_shards_that_are_missing_or_of_another_size_are_named(photos: SampleIndex) -> None:
+    shard = photos.shard_path(2)
+    content = shard.read_bytes()
+    for changed in (content[:-512], content + bytes(512)):
+        shard.write_bytes(changed)
+        sizes = rf"part-000002.tar: {len(changed)} bytes, but {len(content)} when it was indexed"
+        with pytest.raises(UserError, match=sizes):
+            SampleIndex.open(photos.directory)
+    shard.unlink()
+    with pytest.raises(UserError, match=r"part-000002.tar: missing.*msam-scale data prepare"):
+        SampleIndex.open(photos.directory)
+
+
+def test_damaged_and_missing_parts_of_the_index_are_named(photos: SampleIndex) -> None:
+    folder = photos.directory / "index"
+    for name in ("meta.json", "samples.npy", "keys.txt"):
+        content = (folder / name).read_bytes()
+        (folder / name).unlink()
+        with pytest.raises(UserError, match=name):
+            SampleIndex.open(photos.directory)
+        (folder / name).write_bytes(content)
+    (folder / "meta.json").write_bytes((folder / "meta.json").read_bytes()[:100])
+    with pytest.raises(UserError, match=r"meta.json: cannot be read"):
+        SampleIndex.open(photos.directory)
+
+
+def reversed_names(index: SampleIndex) -> None:
+    path = index.directory / "index" / "keys.txt"
+    path.write_text("".join(reversed(path.read_text().splitlines(keepends=True))))
+
+
+def no_names(index: SampleIndex) -> None:
+    (index.directory / "index" / "keys.txt").write_bytes(b"")
+
+
+def a_name_too_few(index: SampleIndex) -> None:
+    path = index.directory / "index" / "keys.txt"
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def repeated_record(index: SampleIndex) -> None:
+    path = index.directory / "index" / "samples.npy"
+    samples = np.load(path)
+    samples[10] = samples[11]
+    np.save(path, samples)
+
+
+def last_byte(index: SampleIndex) -> None:
+    path = index.directory / "index" / "samples.npy"
+    overwrite(path, path.stat().st_size - 1, b"\x01")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (reversed_names, r"changed since it was made, or keys.txt or meta.json beside it"),
+        (no_names, r"keys.txt: cannot be read"),
+        (a_name_too_few, r"keys.txt: 24 names for 25 samples"),
+        (repeated_record, r"samples.npy: changed since it was made"),
+        (last_byte, r"samples.npy: changed since it was made"),
+    ],
+)
+def test_a_changed_index_is_not_opened(
+    photos: SampleIndex, damage: Callable[[SampleIndex], None], message: str
+) -> None:
+    damage(photos)
+    with pytest.raises(UserError, match=message):
+        SampleIndex.open(photos.directory)
+    if damage is a_name_too_few:
+        with pytest.raises(UserError, match=message):
+            SampleIndex(photos.directory, photos.meta).key(3)
+
+
+def traded_samples(meta: dict[str, Any]) -> None:
+    meta["shards"][0]["num_samples"] += 1
+    meta["shards"][1]["num_samples"] -= 1
+
+
+def another_checksum(meta: dict[str, Any]) -> None:
+    meta["shards"][1]["sha256"] = meta["shards"][0]["sha256"]
+
+
+def setting(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda meta: meta.update(values)
+
+
+CHANGED = r"changed since it was made, or keys.txt or meta.json"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 99}, r"version 99 is not known, only 'data_pipelines.index' version 1"),
-        ({"format": "other"}, r"format 'other'"),
-        ({"num_samples": "many"}, r"meta.json: num_samples: "),
-        ({"num_samples": 24}, r"samples.npy: .*do not fit meta.json, which says 24 samples"),
-        ({"columns": ["cls", "flac"]}, r"meta.json: columns \.flac cannot be decoded: images are"),
-        ({"columns": ["cls"]}, r"meta.json: a sample has one image or text and one class number"),
+        (setting(num_classes=9), CHANGED),
+        (setting(class_counts=[25]), CHANGED),
+        (setting(image_shape=[8, 8, 3]), CHANGED),
+        (setting(image_shape=None), CHANGED),
+        (traded_samples, CHANGED),
+        (another_checksum, CHANGED),
+        (setting(version=99), r"version 99 is not known, only 'data_pipelines.index' version 1"),
+        (setting(format="other"), r"format 'other'"),
+        (setting(num_samples="many"), r"meta.json: num_samples: "),
+        (setting(num_samples=24), r"samples.npy: .*do not fit meta.json, which says 24 samples"),
+        (setting(columns=["cls", "flac"]), r"meta.json: columns \.flac cannot be decoded: images"),
+        (setting(columns=["cls"]), r"meta.json: a sample has one image or text and one class"),
     ],
 )
-def test_unusable_metadata_is_named(
-    make_numbered: MakeNumbered, change: dict[str, object], message: str
+def test_changed_metadata_is_not_opened(
+    photos: SampleIndex, change: Callable[[dict[str, Any]], None], message: str
 ) -> None:
-    meta = make_numbered(25).directory / "index" / "meta.json"
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | change))
+    path = photos.directory / "index" / "meta.json"
+    meta = json.loads(path.read_text())
+    change(meta)
+    path.write_text(json.dumps(meta))
     with pytest.raises(UserError, match=message):
-        SampleIndex.open(meta.parent.parent)
+        SampleIndex.open(photos.directory)
 
 
-@pytest.mark.parametrize("name", ["meta.json", "samples.npy", "keys.txt"])
-def test_missing_part_of_the_index_is_named(make_numbered: MakeNumbered, name: str) -> None:
-    index = make_numbered(5)
-    (index.directory / "index" / name).unlink()
-    with pytest.raises(UserError, match=name):
+def test_changed_tokens_are_not_opened(tmp_path: Path) -> None:
+    index = make_texts(tmp_path / "split", 25)
+    assert index.lengths is not None
+    assert np.array_equal(pickle.loads(pickle.dumps(index)).lengths, index.lengths)
+    path = index.directory / "index" / "meta.json"
+    path.write_text(path.read_text().replace('"pad_token_id": 9', '"pad_token_id": 0'))
+    with pytest.raises(UserError, match=CHANGED):
         SampleIndex.open(index.directory)
 
 
-def test_damaged_metadata_is_named(make_numbered: MakeNumbered) -> None:
-    meta = make_numbered(5).directory / "index" / "meta.json"
-    meta.write_text(meta.read_text()[:100])
-    with pytest.raises(UserError, match=r"meta.json: cannot be read"):
-        SampleIndex.open(meta.parent.parent)
+def test_a_shard_outside_of_the_folder_is_not_opened(photos: SampleIndex) -> None:
+    path = photos.directory / "index" / "meta.json"
+    photos.shard_path(0).rename(photos.directory.parent / "outside.tar")
+    path.write_text(path.read_text().replace("part-000000.tar", "../outside.tar"))
+    with pytest.raises(UserError, match=r"meta.json: '../outside.tar' is no name of a shard"):
+        SampleIndex.open(photos.directory)
 
 
 def test_fingerprint_follows_the_samples(make_numbered: MakeNumbered) -> None:
     one, same = make_numbered(25, name="one"), make_numbered(25, name="same")
-    other = make_numbered(24, name="other")
-    assert one.fingerprint == same.fingerprint != other.fingerprint
+    assert one.fingerprint == same.fingerprint != make_numbered(24, name="other").fingerprint
     one.verify_fingerprint()
-    samples_file = one.directory / "index" / "samples.npy"
-    overwrite(samples_file, samples_file.stat().st_size - 1, b"\x01")
-    with pytest.raises(UserError, match=r"samples.npy: changed since it was made"):
-        SampleIndex.open(one.directory)
 
 
-def test_pickled_index_holds_no_samples(digits: PreparedDataset) -> None:
-    index = SampleIndex.open(digits.splits["train"])
-    content = pickle.dumps(index)
-    assert len(content) < 4000 < index.samples.nbytes
-    assert np.array_equal(pickle.loads(content).samples, index.samples)
-
-
-def test_header_zeroed_in_the_middle_is_found_at_indexing(make_numbered: MakeNumbered) -> None:
-    directory = make_numbered(25).directory
-    shard = directory / "part-000001.tar"
-    offset = member_offset(shard, 8)
-    overwrite(shard, offset, bytes(512))
-    with tarfile.open(shard) as tar:
-        assert len(tar.getmembers()) == 8  # what tarfile makes of it, without an error
-    with pytest.raises(UserError, match=rf"part-000001.tar: damaged: no valid tar.*byte {offset}"):
-        reindex(directory)
-
-
-def test_wrong_header_checksum_is_found_at_indexing(make_numbered: MakeNumbered) -> None:
-    directory = make_numbered(25).directory
-    shard = directory / "part-000001.tar"
-    overwrite(shard, member_offset(shard, 8), b"\xff")
-    with pytest.raises(UserError, match=r"part-000001.tar: damaged: no valid tar header"):
-        reindex(directory)
-
-
-@pytest.mark.parametrize(
-    ("into_member", "message"), [(0, "cut short"), (200, "damaged"), (600, "")]
-)
-def test_truncated_tar_is_found_at_indexing(
-    make_numbered: MakeNumbered, into_member: int, message: str
+@pytest.mark.parametrize("words", [["index"], ["check"], ["bench"]])
+def test_names_that_are_too_long_are_refused(
+    words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    directory = make_numbered(25).directory
-    shard = directory / "part-000001.tar"
-    shard.write_bytes(shard.read_bytes()[: member_offset(shard, 8) + into_member])
-    with pytest.raises(UserError, match=rf"part-000001.tar: .*{message}"):
-        reindex(directory)
-
-
-def test_lost_samples_are_found_by_their_number(make_numbered: MakeNumbered) -> None:
-    directory = make_numbered(25).directory
-    (directory / "part-000002.tar").unlink()
-    with pytest.raises(UserError, match=r"25 samples were written, but the shards hold 20"):
-        reindex(directory, expected_samples=25)
-
-
-def npy(array: np.ndarray) -> bytes:
-    stream = io.BytesIO()
-    np.save(stream, array)
-    return stream.getvalue()
-
-
-IMAGE = npy(np.zeros((2, 2, 1), np.uint8))
-
-
-@pytest.mark.parametrize(
-    ("members", "message"),
-    [
-        ([("a.npy", IMAGE)], r"sample 'a': a sample has one image or text and one class number"),
-        ([("a.npy", IMAGE), ("a.txt", b"")], r"sample 'a': columns \.txt cannot be decoded"),
-        ([("a.npy", IMAGE), ("a.cls", b"two")], r"sample 'a': column \.cls: a class number is"),
-        ([("a.npy", IMAGE), ("a.cls", b"7")], r"sample 'a' is of class 7, but the classes are 0"),
-        ([("a.npy", b"x"), ("a.cls", b"1")], r"sample 'a': column \.npy: "),
-        (
-            [("a.npy", IMAGE[:-1]), ("a.cls", b"1")],
-            r"sample 'a': column \.npy: uint8 of shape .* takes 4 bytes, but 3 follow",
-        ),
-        (
-            [("a.npy", IMAGE + b"x"), ("a.cls", b"1")],
-            r"sample 'a': column \.npy: uint8 of shape .* takes 4 bytes, but 5 follow",
-        ),
-        ([("a.npy", IMAGE), ("a.NPY", IMAGE)], r"sample 'a' has two files \.npy"),
-        ([("a.npy", npy(np.zeros((2, 2)))), ("a.cls", b"1")], r"this is float64 of shape \(2, 2\)"),
-        (
-            [("a.npy", npy(np.array([{}], object))), ("a.cls", b"1")],
-            r"sample 'a': column \.npy: an image is uint8 of shape .*, this is object",
-        ),
-        (
-            [("a.npy", IMAGE), ("a.cls", b"1"), ("b.x.npy", IMAGE), ("b.cls", b"1")],
-            r"sample 'b' has the columns cls, x.npy, the ones before it cls, npy",
-        ),
-        ([("README", b"no sample")], r"holds no samples"),
-    ],
-)
-def test_sample_that_cannot_be_used_is_named(
-    tmp_path: Path, members: list[tuple[str, bytes]], message: str
-) -> None:
-    shard = tmp_path / "made.tar"
-    with tarfile.open(shard, "w") as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    with pytest.raises(UserError, match=f"made.tar: .*{message}"):
-        index_shards(
-            [shard], split="made", num_classes=7, preshuffle_seed=None, created_by="a test"
-        )
-    assert not (tmp_path / "index").exists()
-
-
-def test_index_is_not_overwritten(digits: PreparedDataset) -> None:
-    with pytest.raises(UserError, match=r"val/index: there is something here already"):
-        index_shards(
-            sorted(digits.splits["val"].glob("*.tar")),
-            split="val",
-            num_classes=10,
-            preshuffle_seed=0,
-            created_by="a test",
-        )
+    for ending in ("", "/x.tar", "/*.tar"):
+        assert main(["data", *words, f"{'x' * 300}{ending}"]) == 2
+        printed = capsys.readouterr().err
+        assert "File name too long" in printed
+        assert "Traceback" not in printed

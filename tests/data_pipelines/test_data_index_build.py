@@ -8,6 +8,8 @@ import json
 import lzma
 import os
 import pickle
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,25 +19,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
-from shards import make_texts, npy, png, write_shards
+from shards import files_below, indexed, make_photos, npy, overwrite, png, write_shards
 
 from data_pipelines import SampleIndex, ShardReader, UserError
-from data_pipelines.index import IndexMeta, ShardMeta, build_index
+from data_pipelines.index import IndexMeta, ShardMeta, build_index, shard_table
 from data_pipelines.index.format import FORMAT_NAME, FORMAT_VERSION, fingerprint_of, sample_dtype
 
 IMAGE = png(np.zeros((4, 6, 3), np.uint8))
-
-
-class Steps:
-    """A progress callback that remembers."""
-
-    def __init__(self) -> None:
-        self.seen: list[tuple[str, int, int | None, str]] = []
-
-    def __call__(self, what: str, *, done: int, total: int | None, unit: str) -> None:
-        self.seen.append((what, done, total, unit))
+ARRAY = npy(np.zeros((2, 2, 1), np.uint8))
+MakeNumbered = Callable[..., SampleIndex]
 
 
 def made(directory: Path, num_samples: int = 35, **columns: bytes) -> list[Path]:
@@ -45,63 +40,58 @@ def made(directory: Path, num_samples: int = 35, **columns: bytes) -> list[Path]
     return write_shards(directory, samples)
 
 
-def files_of(index: SampleIndex) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (index.directory / "index").iterdir()}
+def test_index_of_existing_shards(tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int | None, str]] = []
 
+    def progress(what: str, *, done: int, total: int | None, unit: str) -> None:
+        seen.append((what, done, total, unit))
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_index_of_existing_shards(tmp_path: Path, num_processes: int) -> None:
     made(tmp_path / "train")
-    progress = Steps()
-    index = build_index([tmp_path / "train"], num_processes=num_processes, progress=progress)
-    assert index.num_samples == 35
-    assert index.num_classes == 5
+    index = build_index([tmp_path / "train"], progress=progress)
+    assert (index.num_samples, index.num_classes, index.image_shape) == (35, 5, (4, 6, 3))
     assert index.meta.class_counts == (7, 7, 7, 7, 7)
-    assert index.image_shape == (4, 6, 3)
     assert index.meta.split == "train"
     assert index.meta.preshuffle_seed is None
     assert [index.key(number) for number in (0, 9, 10, 34)] == [
-        "sample0",
-        "sample9",
-        "sample10",
-        "sample34",
+        f"sample{number}" for number in (0, 9, 10, 34)
     ]
-    assert [sample.label for _, sample in ShardReader(index).read(range(35))] == [
-        number % 5 for number in range(35)
-    ]
-    assert progress.seen == [("indexing", done, 4, "shards") for done in range(5)]
-    assert sorted(path.name for path in index.directory.iterdir() if path.name[0] == ".") == []
+    labels = [sample.label for _, sample in ShardReader(index).read(range(35))]
+    assert labels == [number % 5 for number in range(35)]
+    assert seen == [("indexing", done, 4, "shards") for done in range(5)]
+    assert [path.name for path in index.directory.iterdir() if path.name[0] == "."] == []
+    # Metadata of images has nothing of text.
+    meta = json.loads((index.directory / "index" / "meta.json").read_text())
+    assert meta["version"] == 1
+    assert not {"tokens", "ignored_columns"} & set(meta)
+    extents = ("cls.offset", "cls.size", "png.offset", "png.size")
+    assert index.samples.dtype.names == ("shard", *extents, "crc32", "label")
+    with pytest.raises(UserError, match=r"index: there is something here already"):
+        build_index([tmp_path / "train"])
 
 
 def test_number_of_processes_changes_no_byte(tmp_path: Path) -> None:
-    one = build_index(made(tmp_path / "one"))
-    two = build_index(made(tmp_path / "two"), num_processes=2)
-    first, second = files_of(one), files_of(two)
-    first["meta.json"] = first["meta.json"].replace(b'"one"', b'"two"')
-    assert first == second
+    """Also where the first shard takes longest, and so is ready last."""
+    samples = [{"png": IMAGE, "cls": b"1"}] * 1500
+    for name in ("one", "two"):
+        shards = write_shards(tmp_path / name, samples[:1490], per_shard=1490)
+        for number, more in enumerate(made(tmp_path / f"more-{name}"), start=1):
+            shards.append(more.rename(shards[0].with_name(f"part-{number:06d}.tar")))
+        build_index(shards, num_processes=1 if name == "one" else 2)
+    one, two = (files_below(tmp_path / name / "index") for name in ("one", "two"))
+    one["meta.json"] = one["meta.json"].replace(b'"one"', b'"two"')
+    assert one == two
 
 
 def test_patterns(tmp_path: Path) -> None:
-    for name in ("braces", "star", "both"):
-        made(tmp_path / name)
-    patterns = {
-        "braces": ["{0}/part-{{000000..000003}}.tar"],
-        "star": ["{0}/part-*.tar"],
-        "both": ["{0}/part-00000[3].tar".replace("[3]", "3"), "{0}/part-{{000000..000002}}.tar"],
-    }
-    shards = {
-        name: [
-            shard.name
-            for shard in build_index([each.format(tmp_path / name) for each in given]).meta.shards
-        ]
-        for name, given in patterns.items()
-    }
     in_order = [f"part-{number:06d}.tar" for number in range(4)]
-    assert shards == {
-        "braces": in_order,
-        "star": in_order,
-        "both": [in_order[3], *in_order[:3]],
-    }
+    for name, patterns, expected in (
+        ("braces", ["part-{000000..000003}.tar"], in_order),
+        ("star", ["part-*.tar"], in_order),
+        ("both", [in_order[3], "part-{000000..000002}.tar"], [in_order[3], *in_order[:3]]),
+    ):
+        made(tmp_path / name)
+        index = build_index([f"{tmp_path / name}/{pattern}" for pattern in patterns])
+        assert [shard.name for shard in index.meta.shards] == expected
 
 
 def test_other_columns_are_left_out_when_they_are_named(tmp_path: Path) -> None:
@@ -113,51 +103,66 @@ def test_other_columns_are_left_out_when_they_are_named(tmp_path: Path) -> None:
     assert index.meta.ignored_columns == ("json", "txt")
     assert SampleIndex.open(index.directory).meta == index.meta
     assert len(list(ShardReader(index).read(range(35)))) == 35
-
-
-def test_a_sample_of_left_out_files_alone_is_refused(tmp_path: Path) -> None:
     samples = [{"png": IMAGE, "cls": b"1"}, {"json": b"{}"}]
     with pytest.raises(UserError, match=r"sample 'sample1': a sample has one image or text"):
-        build_index(write_shards(tmp_path / "train", samples), ignored_columns=["json"])
+        build_index(write_shards(tmp_path / "alone", samples), ignored_columns=["json"])
 
 
-@pytest.mark.parametrize(
-    ("compress", "name"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")]
-)
-def test_compressed_tars_are_refused_with_words(
-    tmp_path: Path, compress: Callable[[bytes], bytes], name: str
-) -> None:
+def test_compressed_tars_are_refused_with_words(tmp_path: Path) -> None:
     (shard,) = made(tmp_path / "train", 3)
-    shard.write_bytes(compress(shard.read_bytes()))
-    with pytest.raises(UserError, match=rf"part-000000.tar: compressed \({name}\): .* unpack it"):
-        build_index([shard])
+    content = shard.read_bytes()
+    for compress, name in ((gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz")):
+        shard.write_bytes(compress(content))
+        with pytest.raises(UserError, match=rf"part-000000.tar: compressed \({name}\): .* unpack"):
+            build_index([shard])
 
 
-def tar_of(directory: Path, members: list[tarfile.TarInfo]) -> Path:
-    directory.mkdir()
-    shard = directory / "made.tar"
+Members = list[tuple[str, bytes]]
+
+
+def tar_of(shard: Path, members: Members, *others: tarfile.TarInfo) -> Path:
     with tarfile.open(shard, "w") as tar:
-        for name, content in (("a.png", IMAGE), ("a.cls", b"1")):
+        for name, content in members:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
-        for member in members:
-            tar.addfile(member)
+        for other in others:
+            tar.addfile(other)
     return shard
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-def test_links_are_refused(tmp_path: Path, kind: bytes) -> None:
-    link = tarfile.TarInfo("b.png")
-    link.type, link.linkname = kind, "a.png"
-    with pytest.raises(UserError, match=r"made.tar: b.png: a link to 'a.png'"):
-        build_index([tar_of(tmp_path / "train", [link])])
 
 
 def test_folders_are_no_samples(tmp_path: Path) -> None:
     folder = tarfile.TarInfo("folder.d")
     folder.type = tarfile.DIRTYPE
-    assert build_index([tar_of(tmp_path / "train", [folder])]).num_samples == 1
+    members = [("a.png", IMAGE), ("a.cls", b"1")]
+    assert build_index([tar_of(tmp_path / "made.tar", members, folder)]).num_samples == 1
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.npy", ARRAY)], r"sample 'a': a sample has one image or text and one class number"),
+        ([("a.npy", ARRAY), ("a.txt", b"")], r"sample 'a': columns \.txt cannot be decoded"),
+        ([("a.npy", ARRAY), ("a.cls", b"two")], r"sample 'a': column \.cls: a class number is"),
+        ([("a.npy", ARRAY), ("a.cls", b"7")], r"sample 'a' is of class 7, but the classes are 0"),
+        ([("a.npy", ARRAY), ("a.cls", b"99999999999")], r"99999999999"),
+        ([("a.npy", b"x"), ("a.cls", b"1")], r"sample 'a': column \.npy: "),
+        ([("a.npy", ARRAY[:-1]), ("a.cls", b"1")], r"'a': .* takes 4 bytes, but 3 follow"),
+        ([("a.npy", ARRAY), ("a.NPY", ARRAY)], r"sample 'a' has two files \.npy"),
+        ([("a.npy", npy(np.zeros((2, 2)))), ("a.cls", b"1")], r"this is float64 of shape \(2, 2\)"),
+        (
+            [("a.npy", ARRAY), ("a.cls", b"1"), ("b.x.npy", ARRAY), ("b.cls", b"1")],
+            r"sample 'b' has the columns cls, x.npy, the ones before it cls, npy",
+        ),
+        ([("README", b"no sample")], r"holds no samples"),
+    ],
+)
+def test_sample_that_cannot_be_used_is_named(
+    tmp_path: Path, members: Members, message: str
+) -> None:
+    with pytest.raises(UserError, match=f"made.tar: .*{message}"):
+        build_index([tar_of(tmp_path / "made.tar", members)], num_classes=7)
+    assert not (tmp_path / "index").exists()
 
 
 @pytest.mark.parametrize(
@@ -174,74 +179,56 @@ def test_folders_are_no_samples(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_patterns_are_named(tmp_path: Path, patterns: list[str], message: str) -> None:
-    made(tmp_path / "train")
-    made(tmp_path / "other")
+    for name in ("train", "other"):
+        made(tmp_path / name, 12)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=message):
         build_index([pattern.format(root=tmp_path) for pattern in patterns])
 
 
-def test_class_numbers_must_be_in_range(tmp_path: Path) -> None:
+def test_shards_must_agree_and_have_what_was_written(tmp_path: Path) -> None:
+    first = {"png": IMAGE, "cls": b"1"}
+    second = {"npy": npy(np.zeros((4, 6, 3), np.uint8)), "cls": b"1"}
+    mixed = write_shards(tmp_path / "mixed", [first] * 10 + [second] * 3)
+    with pytest.raises(UserError, match=r"000001.tar: sample 'sample10' has the columns cls, npy"):
+        build_index(mixed)
     shards = made(tmp_path / "train")
     with pytest.raises(UserError, match=r"is of class 4, but the classes are 0 … 3"):
         build_index(shards, num_classes=4)
+    with pytest.raises(UserError, match=r"36 samples were written, but the shards hold 35"):
+        indexed(shards, expected_samples=36)
+    lock = filelock.FileLock(tmp_path / "train" / ".index.lock")
+    with lock, pytest.raises(UserError, match=r"train: is being indexed by another process"):
+        build_index(shards)
     assert build_index(shards, num_classes=9).num_classes == 9
-    huge = [{"png": IMAGE, "cls": b"99999999999"}]
-    with pytest.raises(UserError, match=r"99999999999"):
-        build_index(write_shards(tmp_path / "huge", huge))
-
-
-def test_shards_of_different_kinds_are_refused(tmp_path: Path) -> None:
-    first = {"png": IMAGE, "cls": b"1"}
-    second = {"npy": npy(np.zeros((4, 6, 3), np.uint8)), "cls": b"1"}
-    shards = write_shards(tmp_path / "train", [first] * 10 + [second] * 3)
-    with pytest.raises(UserError, match=r"000001.tar: sample 'sample10' has the columns cls, npy"):
-        build_index(shards)
-
-
-def test_finished_index_is_kept(tmp_path: Path) -> None:
-    shards = made(tmp_path / "train")
-    build_index(shards)
-    with pytest.raises(UserError, match=r"index: there is something here already"):
-        build_index(shards)
-
-
-def test_another_process_is_waited_for(tmp_path: Path) -> None:
-    import filelock
-
-    shards = made(tmp_path / "train")
-    with (
-        filelock.FileLock(tmp_path / "train" / ".index.lock"),
-        pytest.raises(UserError, match=r"train: is being indexed by another process"),
-    ):
-        build_index(shards)
 
 
 def test_what_was_scanned_is_not_scanned_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from data_pipelines.index import shard_table
-
-    shards = made(tmp_path / "train")
     scanned: list[str] = []
     scan = shard_table.scan_shard
 
     def watched(path: Path, **settings: Any) -> Any:
-        scanned.append(path.name)
+        scanned.append(path.name[-5])
         return scan(path, **settings)
 
     monkeypatch.setattr(shard_table, "scan_shard", watched)
+    shards = made(tmp_path / "train", json=b"{}")
     whole = shards[2].read_bytes()
     shards[2].write_bytes(whole[:-10240])
     with pytest.raises(UserError, match=r"part-000002.tar: cut short"):
-        build_index(shards)
-    assert scanned == [path.name for path in shards[:3]]
-    scanned.clear()
+        build_index(shards, ignored_columns=["json"])
+    assert scanned == ["0", "1", "2"]
     shards[2].write_bytes(whole)
+    # What was found of other columns is no answer.
+    with pytest.raises(UserError, match=r"columns \.json cannot be decoded"):
+        build_index(shards)
+    scanned.clear()
     # One that was changed since is scanned again.
     os.utime(shards[0], ns=(1, 1))
-    build_index(shards)
-    assert scanned == ["part-000000.tar", "part-000002.tar", "part-000003.tar"]
+    build_index(shards, ignored_columns=["json"])
+    assert scanned == ["0", "2", "3"]
 
 
 def build_and_stop(directory: str) -> None:
@@ -258,13 +245,9 @@ def build_and_stop(directory: str) -> None:
 def test_a_killed_start_is_continued(tmp_path: Path) -> None:
     here = Path(__file__).parent
     made(tmp_path / "train")
+    program = "import sys, test_data_index_build as test; test.build_and_stop(sys.argv[1])"
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys, test_data_index_build as test; test.build_and_stop(sys.argv[1])",
-            str(tmp_path / "train"),
-        ],
+        [sys.executable, "-c", program, str(tmp_path / "train")],
         env={**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -285,11 +268,55 @@ def test_a_killed_start_is_continued(tmp_path: Path) -> None:
     assert not (tmp_path / "train" / ".index.unfinished").exists()
 
 
-def test_text_is_indexed_with_lengths(tmp_path: Path) -> None:
-    index = make_texts(tmp_path / "texts", 25)
-    lengths = index.lengths
-    assert lengths is not None
-    assert np.array_equal(pickle.loads(pickle.dumps(index)).lengths, lengths)
+@pytest.mark.parametrize("limit", [100, 1100])
+def test_a_disk_that_is_full_is_named(tmp_path: Path, limit: int) -> None:
+    """A limit of the size of files, which fails as a full disk does, in scanning or in joining."""
+    photos = make_photos(tmp_path / "photos", 25)
+    shutil.rmtree(photos.directory / "index")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(UserError) as raised:
+            build_index([photos.directory])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    words = f"{photos.directory}: cannot be indexed: [Errno 27] File too large"
+    assert str(raised.value).startswith(words)
+    assert not (photos.directory / "index").exists()
+    assert build_index([photos.directory]).fingerprint == photos.fingerprint
+
+
+def zeroed(shard: Path, offset: int) -> None:
+    overwrite(shard, offset, bytes(512))
+    with tarfile.open(shard) as tar:
+        assert len(tar.getmembers()) == 8  # what tarfile makes of it, without an error
+
+
+def cut_at(into_member: int) -> Callable[[Path, int], None]:
+    return lambda shard, offset: os.truncate(shard, offset + into_member)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (zeroed, r"damaged: no valid tar.*byte {offset}"),
+        (lambda shard, offset: overwrite(shard, offset, b"\xff"), r"damaged: no valid tar header"),
+        (cut_at(0), r"cut short"),
+        (cut_at(200), r"damaged"),
+        (cut_at(600), r""),
+    ],
+)
+def test_damaged_tars_are_not_indexed(
+    make_numbered: MakeNumbered, damage: Callable[[Path, int], None], message: str
+) -> None:
+    directory = make_numbered(25).directory
+    shutil.rmtree(directory / "index")
+    shard = directory / "part-000001.tar"
+    with tarfile.open(shard) as tar:
+        offset = tar.getmembers()[8].offset
+    damage(shard, offset)
+    with pytest.raises(UserError, match=f"part-000001.tar: .*{message.format(offset=offset)}"):
+        build_index([directory])
 
 
 def synthetic_index(directory: Path, *, num_shards: int, per_shard: int) -> None:
@@ -302,15 +329,10 @@ def synthetic_index(directory: Path, *, num_shards: int, per_shard: int) -> None
     np.save(directory / "index" / "samples.npy", samples)
     keys = "\n".join(f"n{number:08d}" for number in range(num_samples)) + "\n"
     (directory / "index" / "keys.txt").write_text(keys)
-    shards = tuple(
-        ShardMeta(
-            name=f"train-{number:06d}.tar", bytes=10_240, num_samples=per_shard, sha256="0" * 64
-        )
-        for number in range(num_shards)
-    )
-    for shard in shards:
-        with (directory / shard.name).open("wb") as file:
-            file.truncate(shard.bytes)
+    names = [f"train-{number:06d}.tar" for number in range(num_shards)]
+    for name in names:
+        with (directory / name).open("wb") as file:
+            file.truncate(10_240)
     meta = IndexMeta(
         format=FORMAT_NAME,
         version=FORMAT_VERSION,
@@ -321,7 +343,10 @@ def synthetic_index(directory: Path, *, num_shards: int, per_shard: int) -> None
         columns=("cls", "jpg"),
         image_shape=None,
         preshuffle_seed=0,
-        shards=shards,
+        shards=tuple(
+            ShardMeta(name=name, bytes=10_240, num_samples=per_shard, sha256="0" * 64)
+            for name in names
+        ),
         created_by="a test",
         fingerprint="",
     )
@@ -338,37 +363,8 @@ def test_opening_a_large_index_takes_no_time(tmp_path: Path) -> None:
         SampleIndex.open(tmp_path / "large")
         return time.process_time() - begin
 
-    assert min(seconds() for _ in range(5)) < 0.5
+    assert min(seconds() for _ in range(3)) < 0.5
     index = SampleIndex.open(tmp_path / "large")
     assert len(pickle.dumps(index)) < 200_000
-    assert [index.key(number) for number in (0, 999_999, 1_279_999)] == [
-        "n00000000",
-        "n00999999",
-        "n01279999",
-    ]
-
-
-def test_damaged_names_are_found(tmp_path: Path) -> None:
-    index = build_index(made(tmp_path / "train"))
-    names = index.directory / "index" / "keys.txt"
-    names.write_bytes(names.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"keys.txt: 34 names for 35 samples"):
-        SampleIndex.open(index.directory)
-    with pytest.raises(UserError, match=r"keys.txt: 34 names for 35 samples"):
-        SampleIndex(index.directory, index.meta).key(3)
-
-
-def test_image_metadata_has_nothing_of_text(tmp_path: Path) -> None:
-    index = build_index(made(tmp_path / "train"))
-    meta = json.loads((index.directory / "index" / "meta.json").read_text())
-    assert meta["version"] == 1
-    assert not {"tokens", "ignored_columns"} & set(meta)
-    assert index.samples.dtype.names == (
-        "shard",
-        "cls.offset",
-        "cls.size",
-        "png.offset",
-        "png.size",
-        "crc32",
-        "label",
-    )
+    for number in (0, 999_999, 1_279_999):
+        assert index.key(number) == f"n{number:08d}"

@@ -163,9 +163,7 @@ def test_too_little_memory_is_named_and_the_named_is_enough(make_numbered: MakeN
 
 def large_images(directory: Path, *, side: int, num_samples: int) -> SampleIndex:
     """Images whose first byte is their number."""
-    images = np.random.default_rng(0).integers(
-        0, 256, (num_samples, side, side, 3), dtype=np.uint8
-    )
+    images = np.random.default_rng(0).integers(0, 256, (num_samples, side, side, 3), dtype=np.uint8)
     images[:, 0, 0, 0] = np.arange(num_samples)
     samples = [{"npy": npy(image), "cls": b"%d" % number} for number, image in enumerate(images)]
     return indexed(write_shards(directory, samples, per_shard=40))

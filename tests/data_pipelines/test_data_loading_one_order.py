@@ -175,7 +175,9 @@ def test_killed_run_goes_on_with_another_number_of_ranks(
     photos: SampleIndex, from_scratch: dict[str, list[str]], tmp_path: Path
 ) -> None:
     out, here = tmp_path / "steps.jsonl", Path(__file__).parent
-    program = "import sys, test_data_loading_one_order as test; test.run_until_killed(*sys.argv[1:])"
+    program = (
+        "import sys, test_data_loading_one_order as test; test.run_until_killed(*sys.argv[1:])"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(photos.directory), LANES, "4", str(out)],
         env={**os.environ, "PYTHONPATH": f"{here}:{here.parents[1]}"},

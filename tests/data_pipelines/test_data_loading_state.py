@@ -49,10 +49,9 @@ def state_after(batches: MicroBatchLoader, num_items: int) -> dict[str, Any]:
 @pytest.mark.parametrize("order", ["global", "window:shards=2", "lanes:lanes=2,shards=1"])
 def test_going_on_gives_the_rest(make_numbered: MakeNumbered, order: str) -> None:
     index = make_numbered(51)
-    whole = make_loader(index, order=order)
-    images = [each.clone() for each, _ in whole]
+    images = [each.clone() for each, _ in make_loader(index, order=order)]
     for steps in (0, 1, 5, 6, 11, 15):
-        state = state_after(whole, steps)
+        state = state_after(make_loader(index, order=order), steps)
         assert (state["epoch"], state["step"]) == (steps // 6, steps)
         later = make_loader(index, order=order)
         later.load_state_dict(state)

@@ -23,7 +23,7 @@ from data_pipelines.transforms.random_crops import (
 HEIGHT, WIDTH = 375, 500
 GOOGLE_VIT = CropRanges(area=(0.05, 1), aspect=(0.75, 1.33))
 SAM = CropRanges(area=(0.08, 1), aspect=(3 / 4, 4 / 3))
-NUM_DRAWS = 15000
+NUM_DRAWS = 4000
 # A test of 5 quantities would fail for equal distributions once in 2000 times; draws are fixed.
 LEAST_PROBABILITY = 1e-4
 # (top, left, height, width) of the first samples of a run with the seed 0.
@@ -92,10 +92,10 @@ def similarity(first: list[Crop], second: list[Crop]) -> float:
 def test_tensorflow_crops_have_their_distribution(ranges: CropRanges) -> None:
     rng = np.random.default_rng(1)
     ours = [tensorflow(seed, ranges) for seed in range(NUM_DRAWS)]
-    reference = [tensorflow_reference(rng, ranges) for _ in range(NUM_DRAWS // 5)]
+    reference = [tensorflow_reference(rng, ranges) for _ in range(NUM_DRAWS // 2)]
     assert similarity(ours, reference) > LEAST_PROBABILITY
     # The samplers differ, and the comparison can tell.
-    others = [torchvision(seed, ranges) for seed in range(NUM_DRAWS // 5)]
+    others = [torchvision(seed, ranges) for seed in range(NUM_DRAWS // 2)]
     assert similarity(others, reference) < LEAST_PROBABILITY
 
 
@@ -104,7 +104,7 @@ def test_torchvision_crops_have_their_distribution() -> None:
     image = torch.empty(3, HEIGHT, WIDTH, dtype=torch.uint8)
     reference = [
         Crop(*RandomResizedCrop.get_params(image, list(SAM.area), list(SAM.aspect)))
-        for _ in range(NUM_DRAWS // 4)
+        for _ in range(NUM_DRAWS)
     ]
     ours = [torchvision(seed, SAM) for seed in range(NUM_DRAWS)]
     assert similarity(ours, reference) > LEAST_PROBABILITY
@@ -114,13 +114,13 @@ def test_torchvision_crops_have_their_distribution() -> None:
 
 def test_the_bounds_are_those_of_the_originals() -> None:
     squares = CropRanges(area=(0.25, 1), aspect=(1, 1))
-    streams = [augmentation_rng(0, 0, seed) for seed in range(8000)]
+    streams = [augmentation_rng(0, 0, seed) for seed in range(4000)]
     by_tensorflow = [
         tensorflow_crop(rng, height=8, width=8, ranges=squares, min_covered=0, num_attempts=1)
         for rng in streams
     ]
     found = [crop for crop in by_tensorflow if crop is not None]
-    assert len(found) == 8000
+    assert len(found) == 4000
     # All sides from half to the whole are equally likely.
     counts = np.bincount([crop.height for crop in found])
     assert counts[:4].sum() == 0
@@ -154,13 +154,13 @@ def test_areas_are_those_measured_of_the_originals(
 ) -> None:
     found = areas(draw, ranges)
     # Three standard deviations of the mean; quantiles vary somewhat more.
-    assert found.mean() == pytest.approx(mean, abs=0.006)
-    assert np.quantile(found, [0.1, 0.5, 0.9]) == pytest.approx([low, median, high], abs=0.012)
+    assert found.mean() == pytest.approx(mean, abs=0.011)
+    assert np.quantile(found, [0.1, 0.5, 0.9]) == pytest.approx([low, median, high], abs=0.022)
 
 
 def test_a_tenth_of_the_image_is_covered_where_asked_for() -> None:
     assert areas(tensorflow, SAM, min_covered=0.1).min() >= 0.1
-    assert 0.08 <= areas(tensorflow, SAM).min() < 0.085
+    assert 0.08 <= areas(tensorflow, SAM).min() < 0.09
 
 
 def test_sam_covers_a_tenth_of_the_image() -> None:
@@ -170,7 +170,7 @@ def test_sam_covers_a_tenth_of_the_image() -> None:
     rows, columns = np.mgrid[0:200, 0:200]
     image = np.stack([rows, columns, rows], axis=2).astype(np.uint8)
     shares = []
-    for seed in range(4000):
+    for seed in range(1500):
         result = preset.augment(image, augmentation_rng(0, 0, seed)).astype(float)
         # The centres of the first and the last of 8 pixels are 7/8 of the crop apart.
         height = (result[-1, 0, 0] - result[0, 0, 0]) * 8 / 7
@@ -187,15 +187,19 @@ def test_draws_are_the_same_for_ever() -> None:
     assert [torchvision(seed, SAM) for seed in range(3)] == TORCHVISION_CROPS
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 2), (3, 1), (8, 8), (5, 300)])
 @pytest.mark.parametrize("name", ["inception_vit", "inception_tv", "inception_sam"])
-def test_images_of_any_shape_are_transformed(name: str, height: int, width: int) -> None:
+def test_images_of_any_shape_are_transformed(name: str) -> None:
     preset = transform_preset(f"{name}:size=32")
-    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    for seed in range(40):
-        result = preset.augment(image, augmentation_rng(0, 0, seed))
-        assert result.shape == (32, 32, 3)
-        assert image.min() <= result.max()
+    for height, width in ((1, 1), (1, 2), (3, 1), (8, 8), (5, 300)):
+        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        for seed in range(20):
+            result = preset.augment(image, augmentation_rng(0, 0, seed))
+            assert result.shape == (32, 32, 3)
+            assert image.min() <= result.max()
+    # A single channel stays a single channel.
+    for made in (preset, transform_preset("timm_0.9_bicubic:size=32")):
+        assert made.augment(image[..., :1], augmentation_rng(0, 0, 0)).shape == (32, 32, 1)
+        assert made.prepare(image[..., :1]).shape == (32, 32, 1)
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 2000), (2000, 20)])
@@ -233,15 +237,7 @@ def test_half_of_the_images_are_mirrored(name: str) -> None:
     # Brighter to the right, so that a crop tells whether it was mirrored.
     image = np.repeat(np.arange(200, dtype=np.uint8)[np.newaxis, :, np.newaxis], 150, axis=0)
     image = np.repeat(image, 3, axis=2)
-    results = [preset.augment(image, augmentation_rng(0, 0, seed)) for seed in range(2000)]
+    results = [preset.augment(image, augmentation_rng(0, 0, seed)) for seed in range(1000)]
     mirrored = sum(int(result[0, 0, 0]) > int(result[0, -1, 0]) for result in results)
     # Four standard deviations.
-    assert abs(mirrored - 1000) < 90
-
-
-def test_a_single_channel_stays_a_single_channel() -> None:
-    image = np.random.default_rng(0).integers(0, 256, (40, 50, 1), np.uint8)
-    for name in ("inception_vit", "inception_tv", "inception_sam", "timm_0.9_bicubic"):
-        preset = transform_preset(f"{name}:size=16")
-        assert preset.augment(image, augmentation_rng(0, 0, 0)).shape == (16, 16, 1)
-        assert preset.prepare(image).shape == (16, 16, 1)
+    assert abs(mirrored - 500) < 64

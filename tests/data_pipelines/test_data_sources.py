@@ -1,7 +1,8 @@
-"""Where shards can be: what every kind of location needs, and what is refused."""
+"""Where shards can be: what every kind of location needs, what is refused, no secret shown."""
 
 import importlib.util
 import json
+import logging
 import pickle
 import shlex
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import fsspec
 import pytest
-from numbered import read_all, read_numbers
+from shards import read_all, read_numbers
 
 from data_pipelines import SampleIndex, ShardReader, UserError
 from data_pipelines.reading import Split, open_split
@@ -18,10 +19,12 @@ from data_pipelines.sources import (
     ByteRange,
     LocalFolder,
     NoRangesError,
+    ShardSource,
     SourceOptions,
     StoredFile,
     open_source,
 )
+from data_pipelines.sources.redaction import without_secrets
 
 MakeNumbered = Callable[..., SampleIndex]
 EVERYTHING = list(range(40))
@@ -52,6 +55,10 @@ def test_local_folder_by_path_pattern_and_url(index: SampleIndex) -> None:
         assert read_all(open_split(location)) == EVERYTHING
     with pytest.raises(UserError, match=r"is on the machine other; mount it"):
         open_split(f"file://other{directory}")
+    split = open_split(directory)
+    assert isinstance(split, Split)
+    assert isinstance(split.source, LocalFolder)
+    assert split.source.where("x.tar") == str(directory / "x.tar")
 
 
 def test_object_store_through_fsspec(in_memory: Any, options: SourceOptions) -> None:
@@ -61,10 +68,6 @@ def test_object_store_through_fsspec(in_memory: Any, options: SourceOptions) -> 
     assert read_numbers(pickle.loads(pickle.dumps(reader)), [31, 2]) == [31, 2]
     pieces = split.source.pieces("part-000000.tar", num_bytes=split.index.meta.shards[0].bytes)
     assert b"".join(pieces) == in_memory.cat("/bucket/split/part-000000.tar")
-
-
-def test_another_file_system_of_fsspec(index: SampleIndex, options: SourceOptions) -> None:
-    assert read_all(open_split(f"local://{index.directory}", options=options)) == EVERYTHING
 
 
 def test_ranges_of_an_object_store_come_in_order_and_in_bounded_batches(
@@ -178,9 +181,8 @@ def test_whole_shards_that_cannot_be_kept_need_a_source_with_ranges(
         list(split.source.read_ranges([ByteRange(StoredFile("x", 10**7, "0" * 64), 0, 1)]))
 
 
-@pytest.mark.parametrize(
-    ("location", "settings", "message"),
-    [
+def test_settings_that_cannot_work_or_do_nothing_are_named(tmp_path: Path) -> None:
+    cases: list[tuple[str, dict[str, Any], str]] = [
         ("{folder}", {"num_retries": 3}, "num_retries: has no effect on /"),
         ("{folder}", {"cache_dir": Path("/tmp/x")}, "cache_dir: has no effect on /"),
         ("{folder}", {"storage_options": {"anon": True}}, "storage_options: has no effect"),
@@ -194,36 +196,104 @@ def test_whole_shards_that_cannot_be_kept_need_a_source_with_ranges(
         ("http://host/x", {"num_retries": -1}, "num_retries: -1 is negative"),
         ("http://host/x", {"timeout_seconds": 0.0}, "timeout_seconds: 0.0 is no positive number"),
         ("http://host/x", {"max_connections": 0}, "max_connections: 0 is not positive"),
-    ],
-)
-def test_settings_that_cannot_work_or_do_nothing_are_named(
-    tmp_path: Path, location: str, settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        open_source(location.format(folder=tmp_path), options=SourceOptions(**settings))
+    ]
+    for location, settings, message in cases:
+        with pytest.raises(UserError, match=message):
+            open_source(location.format(folder=tmp_path), options=SourceOptions(**settings))
 
 
-@pytest.mark.parametrize("name", ["../outside.tar", "/etc/x.tar", "a/b.tar", "..", "", "a\\b.tar"])
 def test_names_that_lead_out_of_the_folder_are_refused(
-    index: SampleIndex, in_memory: Any, options: SourceOptions, name: str
+    index: SampleIndex, in_memory: Any, options: SourceOptions
 ) -> None:
-    meta = index.directory / "index" / "meta.json"
-    content = json.loads(meta.read_text())
-    (index.directory.parent / "outside.tar").write_bytes(index.shard_path(0).read_bytes())
-    content["shards"][0]["name"] = name
-    meta.write_text(json.dumps(content))
-    in_memory.put(str(meta), "/bucket/split/index/meta.json")
-    changed = SampleIndex(index.directory, index.meta.read(meta))
-    for attempt in (
-        lambda: ShardReader(changed),
-        lambda: open_split("memory://bucket/split", options=options),
-    ):
+    path = index.directory / "index" / "meta.json"
+    content = json.loads(path.read_text())
+    for name in ("../outside.tar", "/etc/x.tar", "a/b.tar", "..", "", "a\\b.tar"):
+        content["shards"][0]["name"] = name
+        path.write_text(json.dumps(content))
+        in_memory.put(str(path), "/bucket/split/index/meta.json")
         with pytest.raises(UserError, match=r"meta.json: '.*' is no name of a shard"):
-            attempt()
+            ShardReader(SampleIndex(index.directory, index.meta.read(path)))
+        with pytest.raises(UserError, match=r"meta.json: '.*' is no name of a shard"):
+            open_split("memory://bucket/split", options=options)
 
 
-def test_split_says_where_its_shards_are(index: SampleIndex) -> None:
-    split = open_split(index.directory)
-    assert isinstance(split, Split)
-    assert isinstance(split.source, LocalFolder)
-    assert split.source.where("x.tar") == str(index.directory / "x.tar")
+SECRET = "SECRET"
+FILE = StoredFile("a.tar", 10, "0" * 64)
+
+
+def test_locations_without_their_secrets() -> None:
+    for text, shown in (
+        ("https://h.org/x/train", "https://h.org/x/train"),
+        ("https://SECRET@h.org/x", "https://h.org/x"),
+        ("https://u:SECRET@h.org/x", "https://h.org/x"),
+        ("sftp://u:p@SECRET@h.org:22/x", "sftp://h.org:22/x"),
+        ("https://h.org/x?token=SECRET", "https://h.org/x"),
+        ("https://u:SECRET@h.org/x y?a=1&token=SECRET#x", "https://h.org/x y"),
+        ("simplecache::ftp://u:SECRET@h.org/x", "simplecache::ftp://h.org/x"),
+        (
+            "cannot open 'ftp://u:SECRET@h/x?k=SECRET' (https://v:SECRET@g/y)",
+            "cannot open 'ftp://h/x' (https://g/y)",
+        ),
+        ("s3://bucket/a@b/train", "s3://bucket/a@b/train"),
+        ("/data/a@b/train?", "/data/a@b/train?"),
+    ):
+        assert without_secrets(text) == shown
+    message = "wrong password SECRET of u:SECRET@h.org/x"
+    shown = without_secrets(message, of="sftp://u:SECRET@h.org/x")
+    assert shown == "wrong password … of h.org/x"
+    assert without_secrets(message, of="sftp://h.org/x") == message
+
+
+class _Unreachable(fsspec.AbstractFileSystem):
+    """A file system whose errors tell everything."""
+
+    protocol = "unreachable"
+
+    def size(self, path: str) -> int:
+        raise OSError(f"530 login failed: unreachable://user:{SECRET}@host/{path}")
+
+    open = size
+
+
+def read(source: ShardSource) -> None:
+    list(source.read_ranges([ByteRange(FILE, 0, 10)]))
+
+
+def fetch(source: ShardSource) -> None:
+    list(source.pieces("a.tar", num_bytes=10))
+
+
+@pytest.mark.parametrize("use", [read, fetch])
+def test_sources_that_cannot_be_reached_show_no_secret(
+    use: Callable[[ShardSource], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    fsspec.register_implementation("unreachable", _Unreachable, clobber=True)
+    caplog.set_level(logging.DEBUG, logger="data_pipelines")
+    for location, options in (
+        ("unreachable://user:SECRET@host/split", SourceOptions()),
+        ("nowhere://user:SECRET@host/split", SourceOptions()),
+        ("http://user:SECRET@127.0.0.1:1/split?token=SECRET", SourceOptions(num_retries=0)),
+        ("ftp://user:SECRET@127.0.0.1:1/split", SourceOptions()),
+    ):
+        source = open_source(location, options=options)
+        assert SECRET not in source.where("a.tar")
+        assert source.where("a.tar").endswith("/split/a.tar")
+        with pytest.raises(UserError) as raised:
+            use(pickle.loads(pickle.dumps(source)))
+        assert SECRET not in str(raised.value) + caplog.text
+        assert str(raised.value).startswith(location.partition("://")[0] + "://")
+
+
+def test_refused_locations_show_no_secret() -> None:
+    for location, options in (
+        ("https://u:SECRET@h.invalid/x", SourceOptions()),
+        ("https://h.invalid/x?token=SECRET", SourceOptions()),
+        ("sftp://u:SECRET@h.invalid/x", SourceOptions(num_retries=1)),
+        ("https://u:SECRET@h.invalid/x", SourceOptions(storage_options={"a": 1})),
+        ("https://u:SECRET@h.invalid/x#part", SourceOptions()),
+        ("https://u:SECRET@/x?token=SECRET", SourceOptions(cache_dir=Path("cache"))),
+        ("file://u:SECRET@host/x", SourceOptions()),
+    ):
+        with pytest.raises(UserError) as raised:
+            open_split(location, options=options)
+        assert SECRET not in str(raised.value)

