@@ -92,7 +92,7 @@ def cifar_arrays(number: int, seed: int) -> NDArray[np.uint8]:
 
 
 def cifar10_files(*, per_batch: int = 12) -> dict[str, bytes]:
-    files = {
+    files: dict[str, Any] = {
         "batches.meta": {
             "num_cases_per_batch": per_batch,
             "label_names": [f"class{number}" for number in range(10)],
@@ -290,26 +290,14 @@ def write_lines(path: Path, lines: Sequence[str]) -> None:
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def tar_gz(path: Path, members: Mapping[str, bytes]) -> bytes:
-    """Writes a gzipped tar and returns its content."""
-    with tarfile.open(path, "w:gz") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path.read_bytes()
-
-
 def write_film_reviews(path: Path, lines: Sequence[str]) -> None:
     """VaderSentiment's source distribution; all lines but the last end with CR LF, as published."""
     text = "\r\n".join(lines).encode()
     ratings = {"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": text}
-    inner = tar_gz(path, {"hutto_ICWSM_2014/README.txt": b"x", **ratings})
+    inner = tar_bytes({"hutto_ICWSM_2014/README.txt": b"x", **ratings}, mode="w:gz")
     name = path.name.removesuffix(".tar.gz")
-    tar_gz(
-        path,
-        {
-            f"{name}/setup.py": b"raise SystemExit('never run')",
-            f"{name}/additional_resources/hutto_ICWSM_2014.tar.gz": inner,
-        },
-    )
+    files = {
+        f"{name}/setup.py": b"raise SystemExit('never run')",
+        f"{name}/additional_resources/hutto_ICWSM_2014.tar.gz": inner,
+    }
+    path.write_bytes(tar_bytes(files, mode="w:gz"))

@@ -219,7 +219,7 @@ def test_damage_is_a_value_error_or_an_image_and_nothing_else(kind: str) -> None
                 continue
             shape = found if isinstance(found, tuple) else found.shape
             assert len(shape) == 3
-    assert 0 < num_refused < 250 * len(readers)
+    assert num_refused > 0
 
 
 def with_header(text: str) -> bytes:
