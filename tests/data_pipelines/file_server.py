@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
@@ -28,14 +29,8 @@ class Request(NamedTuple):
 class FileServer(ThreadingHTTPServer):
     """Serves the files below `directory`.
 
-    Attributes:
-        requests: What was asked for, in the order it came.
-        num_connections: How many connections were made.
-        faults: Each takes the place of the answer to one request, in this order.
-        always: When set, takes the place of every answer that no fault takes.
-        on_request: Called before every answer.
-        released: Lets stalled answers end.
-        errors: What went wrong in the server itself.
+    Each of `faults` takes the place of the answer to one request, in this order, and `always` that
+    of all others; `on_request` is called before every answer; `released` lets stalled answers end.
     """
 
     daemon_threads = True
@@ -112,41 +107,29 @@ class Handler(BaseHTTPRequestHandler):
 Fault = Callable[[Handler, Request], None]
 
 
+@dataclass
 class Served:
-    """Serves the file, changed in some ways."""
+    """Serves the file, changed in some ways.
 
-    def __init__(
-        self,
-        *,
-        ranges: bool = True,
-        stop_after: int | None = None,
-        stalls: bool = False,
-        trickles: bool = False,
-        flips_bit_at: int | None = None,
-        is_chunked: bool = False,
-        shifted_by: int = 0,
-        headers: dict[str, str] | None = None,
-    ) -> None:
-        """Says what is done to the answer.
+    Attributes:
+        ranges: Whether parts of files are served.
+        stop_after: Sends so many bytes of the body and then closes the connection,
+        stalls: or stays silent,
+        trickles: or sends a byte now and then.
+        flips_bit_at: Changes this byte of the file, if it is asked for.
+        is_chunked: Sends no length.
+        shifted_by: Sends another range than was asked for.
+        headers: To send besides.
+    """
 
-        Args:
-            ranges: Whether parts of files are served.
-            stop_after: Sends so many bytes of the body and then closes the connection,
-            stalls: or stays silent,
-            trickles: or sends a byte now and then.
-            flips_bit_at: Changes this byte of the file, if it is asked for.
-            is_chunked: Sends no length.
-            shifted_by: Sends another range than was asked for.
-            headers: To send besides.
-        """
-        self.ranges = ranges
-        self.stop_after = stop_after
-        self.stalls = stalls
-        self.trickles = trickles
-        self.flips_bit_at = flips_bit_at
-        self.is_chunked = is_chunked
-        self.shifted_by = shifted_by
-        self.headers = headers or {}
+    ranges: bool = True
+    stop_after: int | None = None
+    stalls: bool = False
+    trickles: bool = False
+    flips_bit_at: int | None = None
+    is_chunked: bool = False
+    shifted_by: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, handler: Handler, request: Request) -> None:
         path = handler.server.directory / request.name

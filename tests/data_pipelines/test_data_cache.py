@@ -261,49 +261,37 @@ def total(cache: Path) -> int:
     return sum(sizes)
 
 
-def test_killed_download_is_cleared_away(
+def test_killed_download_is_waited_for_by_nobody_and_cleared_away(
     index: SampleIndex, server: FileServer, cache: Path
 ) -> None:
     files = files_of(index)
-    server.faults.append(Served(stop_after=9000, stalls=True))
+    server.faults.extend([Served(stop_after=9000, stalls=True)] * 2)
     results = CONTEXT.Queue()
-    reader = start_reading(server.url, cache, PLENTY, files[:1], results)
-    (left,) = (name.replace(".tar", ".partial") for name in names_of(index, 0))
+    (name,), (other,) = names_of(index, 0), names_of(index, 1)
+    left = name.replace(".tar", ".partial")
+    first = start_reading(server.url, cache, PLENTY, files[:1], results)
     wait_until(lambda: len(bytes_of(cache / "shards" / left)) > 8000)
-    assert reader.pid is not None
-    os.kill(reader.pid, signal.SIGKILL)
-    reader.join()
+    is_reading = CONTEXT.Event()
+    second = start_reading(server.url, cache, PLENTY, files[:1], results, is_reading)
+    assert is_reading.wait(60)
+    # Time to come as far as waiting; the test also holds when it does not.
+    time.sleep(0.2)
+    assert len(server.requests) == 1
+    for number, reader in enumerate((first, second)):  # who waited begins anew, and is killed too
+        wait_until(lambda number=number: len(server.requests) == number + 1)
+        wait_until(lambda: len(bytes_of(cache / "shards" / left)) > 8000)
+        assert reader.pid is not None
+        os.kill(reader.pid, signal.SIGKILL)
+        reader.join()
     assert set(kept_in(cache)) == {left}
     # It counts towards the limit until somebody needs the room, here for another shard.
     split = open_cached(server, cache, limit=files[0].num_bytes + 10)
-    assert read_numbers(ShardReader(split.index, source=split.source), [15]) == [15]
-    assert set(kept_in(cache)) == names_of(index, 1)
-    assert read_numbers(ShardReader(split.index, source=split.source), [5]) == [5]
-    assert set(kept_in(cache)) == names_of(index, 0)
+    for sample_id, kept in ((15, other), (5, name)):
+        assert read_numbers(ShardReader(split.index, source=split.source), [sample_id]) == [
+            sample_id
+        ]
+        assert set(kept_in(cache)) == {kept}
     split.source.close()
-
-
-def test_download_killed_in_the_middle_is_waited_for_by_nobody(
-    index: SampleIndex, server: FileServer, cache: Path
-) -> None:
-    files = files_of(index)[:1]
-    server.faults.append(Served(stop_after=9000, stalls=True))
-    results = CONTEXT.Queue()
-    first = start_reading(server.url, cache, PLENTY, files, results)
-    wait_until(lambda: bool(server.requests))
-    is_reading = CONTEXT.Event()
-    second = start_reading(server.url, cache, PLENTY, files, results, is_reading)
-    assert is_reading.wait(60)
-    # Time to come as far as waiting; the test also holds when it does not.
-    time.sleep(0.3)
-    assert len(server.requests) == 1
-    assert first.pid is not None
-    os.kill(first.pid, signal.SIGKILL)
-    assert results.get(timeout=60)
-    first.join()
-    second.join()
-    assert len(server.requests) == 2
-    assert set(kept_in(cache)) == names_of(index, 0)
 
 
 def bytes_of(path: Path) -> bytes:

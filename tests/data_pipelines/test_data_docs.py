@@ -86,10 +86,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_texts(root)
     rng = np.random.default_rng(0)
     (root / "own").mkdir()
-    own = [
-        {"png": png(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)), "cls": b"%d" % (number % 3)}
-        for number in range(30)
-    ]
+    own = [{"png": png(rng.integers(0, 256, (9, 9, 3), np.uint8)), "cls": b"1"} for _ in range(30)]
     for path in write_shards(root / "own" / "train", own):
         path.rename(path.with_name(path.name.replace("part", "own")))
     return root

@@ -135,6 +135,7 @@ def test_epochs_and_seeds_have_unrelated_orders() -> None:
             assert (one == other).sum() <= 8
 
 
+@pytest.mark.part("data")
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_all_permutations_of_few_samples_are_equally_frequent(size: int) -> None:
     draws = 40 * math.factorial(size)
@@ -159,6 +160,7 @@ def neighbour_excess(made: NDArray[np.int64]) -> float:
     return chi_square_excess(counts[~np.eye(size, dtype=bool)])
 
 
+@pytest.mark.part("data")
 def test_places_and_neighbours_are_uniform() -> None:
     order = GlobalOrder(seed=11, num_samples=37)
     made = np.stack([whole_epoch(order, 37, epoch) for epoch in range(500)])
@@ -170,17 +172,6 @@ def test_places_and_neighbours_are_uniform() -> None:
     assert place_excess(turned) < 5
     assert neighbour_excess(turned) > 100
     assert place_excess(np.repeat(made[:20], 25, axis=0)) > 50
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-def test_windows_are_uniformly_permuted(shards: int) -> None:
-    made = Counter(
-        tuple(whole_epoch(WindowOrder(np.array([2, 2]), seed=seed, shards_per_window=shards), 4))
-        for seed in range(240)
-    )
-    # Shards in any order and pairs turned or not, or everything in any order.
-    assert len(made) == (2 * 2**2 if shards == 1 else math.factorial(4))
-    assert abs(chi_square_excess(np.array(list(made.values())))) < 5
 
 
 def test_a_window_reads_from_its_shards_only_and_mixes_them() -> None:
@@ -322,11 +313,5 @@ def test_shards_sorted_by_class_are_refused(make_numbered: MakeNumbered) -> None
             sample_order(order, index=sorted_classes, seed=0, batch_size=6)
         sample_order(order, index=shuffled, seed=0, batch_size=6)
     sample_order("global", index=sorted_classes, seed=0, batch_size=6)
-
-
-def test_how_sorted_labels_are() -> None:
-    labels = np.random.default_rng(0).integers(0, 10, 20_000).astype(np.int32)
-    assert abs(class_excess(labels)[0]) < 0.02
-    assert class_excess(np.sort(labels))[0] > 0.99
     for same in (5, 1):
         assert class_excess(np.zeros(same, np.int32))[0] == 0

@@ -88,6 +88,7 @@ def similarity(first: list[Crop], second: list[Crop]) -> float:
     return min(ks_2samp(one[name], other[name]).pvalue for name in one)
 
 
+@pytest.mark.part("data")
 @pytest.mark.parametrize("ranges", [GOOGLE_VIT, SAM])
 def test_tensorflow_crops_have_their_distribution(ranges: CropRanges) -> None:
     rng = np.random.default_rng(1)
@@ -99,6 +100,7 @@ def test_tensorflow_crops_have_their_distribution(ranges: CropRanges) -> None:
     assert similarity(others, reference) < LEAST_PROBABILITY
 
 
+@pytest.mark.part("data")
 def test_torchvision_crops_have_their_distribution() -> None:
     torch.manual_seed(0)
     image = torch.empty(3, HEIGHT, WIDTH, dtype=torch.uint8)
@@ -136,6 +138,7 @@ def test_the_bounds_are_those_of_the_originals() -> None:
             assert chisquare(counts).pvalue > 1e-3
 
 
+@pytest.mark.part("data")
 @pytest.mark.parametrize(
     ("draw", "ranges", "mean", "median", "low", "high"),
     [
@@ -158,11 +161,13 @@ def test_areas_are_those_measured_of_the_originals(
     assert np.quantile(found, [0.1, 0.5, 0.9]) == pytest.approx([low, median, high], abs=0.022)
 
 
+@pytest.mark.part("data")
 def test_a_tenth_of_the_image_is_covered_where_asked_for() -> None:
     assert areas(tensorflow, SAM, min_covered=0.1).min() >= 0.1
     assert 0.08 <= areas(tensorflow, SAM).min() < 0.09
 
 
+@pytest.mark.part("data")
 def test_sam_covers_a_tenth_of_the_image() -> None:
     """Its crops of a row that counts its pixels tell how wide they were."""
     preset = transform_preset("inception_sam:size=8")

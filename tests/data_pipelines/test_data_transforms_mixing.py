@@ -49,6 +49,7 @@ def test_partners_are_the_micro_batch_in_another_order() -> None:
     assert np.abs(seen - 25).max() < 25
 
 
+@pytest.mark.part("data")
 @pytest.mark.parametrize("alpha", [0.2, 8.0])
 def test_weights_are_beta_distributed(alpha: float) -> None:
     weights = [mixup(step, alpha=alpha).weight for step in range(1000)]
@@ -59,7 +60,7 @@ def test_weights_are_beta_distributed(alpha: float) -> None:
 
 def test_boxes_have_the_area_of_their_weight() -> None:
     areas, centres = [], []
-    for step in range(1500):
+    for step in range(400):
         draw = cutmix(step)
         assert draw.box is not None
         assert 0 <= draw.box.top <= draw.box.bottom <= 32
@@ -73,8 +74,8 @@ def test_boxes_have_the_area_of_their_weight() -> None:
     # average; alpha = 1 makes s² uniform.
     sides = np.sqrt(np.linspace(0, 1, 100001))
     expected = 32 * 48 * ((sides - sides**2 / 4) ** 2).mean()
-    assert np.mean(areas) == pytest.approx(expected, rel=0.09)
-    assert np.mean(centres) == pytest.approx(24, abs=1.5)
+    assert np.mean(areas) == pytest.approx(expected, rel=0.15)
+    assert np.mean(centres) == pytest.approx(24, abs=2.5)
 
 
 def tensors_of(draws: list[MixingDraw]) -> dict[str, torch.Tensor]:

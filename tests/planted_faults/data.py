@@ -17,7 +17,6 @@ _LOADING = "tests/data_pipelines/test_data_loading.py"
 _MEMORY = "tests/data_pipelines/test_data_loading_memory.py"
 _STATE = "tests/data_pipelines/test_data_loading_state.py"
 _TEXT = "tests/data_pipelines/test_data_loading_text.py"
-_EVALUATION = "tests/data_pipelines/test_data_loading.py"
 _PREPARE = "tests/data_pipelines/test_data_prepare.py"
 _RESUME = "tests/data_pipelines/test_data_prepare_resume.py"
 _IMAGES = "tests/data_pipelines/test_data_prepare_images.py"
@@ -33,7 +32,7 @@ FAULTS = (
         old="    return [found[task.path.name] for task in tasks]\n",
         new="    return list(found.values())\n",
         claim="The number of processes that make an index changes nothing of it.",
-        tests=(_INDEX_BUILD,),
+        tests=(f"{_INDEX_BUILD}::test_number_of_processes_changes_no_byte",),
     ),
     Fault(
         name="kept-scan-of-other-columns",
@@ -41,7 +40,7 @@ FAULTS = (
         old="        and findings.ignored_columns == tuple(sorted(task.ignored_columns))\n",
         new="",
         claim="What an interrupted start has scanned is used only for the same question.",
-        tests=(_INDEX_BUILD,),
+        tests=(f"{_INDEX_BUILD}::test_what_was_scanned_is_not_scanned_again",),
     ),
     Fault(
         name="fingerprint-without-checksums",
@@ -49,7 +48,7 @@ FAULTS = (
         old="[shard.bytes, shard.num_samples, shard.sha256]",
         new="[shard.bytes, shard.num_samples]",
         claim="An index that was changed in anything that readers rely on is not opened.",
-        tests=(_INDEX,),
+        tests=(f"{_INDEX}::test_changed_metadata_is_not_opened",),
     ),
     Fault(
         name="tars-that-end-early-are-indexed",
@@ -57,7 +56,7 @@ FAULTS = (
         old="    if num_zeros < 2 * _BLOCK:\n",
         new="    if num_zeros < 0:\n",
         claim="A tar that was cut short between two files is not indexed.",
-        tests=(_INDEX,),
+        tests=(f"{_INDEX_BUILD}::test_damaged_tars_are_not_indexed",),
     ),
     Fault(
         name="shards-of-any-size-are-opened",
@@ -65,7 +64,7 @@ FAULTS = (
         old="            if size != shard.bytes:\n",
         new="            if size < shard.bytes:\n",
         claim="A shard that was changed since it was indexed is named when the split is opened.",
-        tests=(_INDEX,),
+        tests=(f"{_INDEX}::test_shards_that_are_missing_or_of_another_size_are_named",),
     ),
     Fault(
         name="runs-forget-the-longest-sample",
@@ -73,7 +72,7 @@ FAULTS = (
         old="run.stop = max(run.stop, stop)",
         new="run.stop = stop",
         claim="Reading neighbours together gives all bytes of every one of them.",
-        tests=(_READING,),
+        tests=(f"{_READING}::test_runs_cover_every_sample_once_and_stay_bounded",),
     ),
     Fault(
         name="checksums-are-not-compared",
@@ -89,7 +88,7 @@ FAULTS = (
             '                f"damaged or not what was indexed'
         ),
         claim="A damaged sample is named, not trained on.",
-        tests=(_READING, _DAMAGE),
+        tests=(f"{_DAMAGE}::test_damage_while_in_use_is_named",),
     ),
     Fault(
         name="one-damaged-sample-too-many",
@@ -97,7 +96,7 @@ FAULTS = (
         old="        if len(self._found) >= self._most:\n",
         new="        if len(self._found) > self._most:\n",
         claim="More damaged samples than allowed are an error.",
-        tests=(_DAMAGE,),
+        tests=(f"{_DAMAGE}::test_more_damage_than_allowed_is_an_error",),
     ),
     Fault(
         name="stand-ins-are-the-same-every-epoch",
@@ -105,7 +104,7 @@ FAULTS = (
         old='derive_key("standin", seed, epoch, sample_id, attempt)',
         new='derive_key("standin", seed, sample_id, attempt)',
         claim="Another sample stands in for a damaged one in each epoch.",
-        tests=(_DAMAGE,),
+        tests=(f"{_DAMAGE}::test_stand_ins_depend_on_nothing_but_seed_epoch_and_sample",),
     ),
     Fault(
         name="stand-ins-are-longer-texts",
@@ -113,7 +112,7 @@ FAULTS = (
         old="np.flatnonzero(lengths <= lengths[sample_id])",
         new="np.flatnonzero(lengths >= lengths[sample_id])",
         claim="A damaged text is replaced by none longer than itself.",
-        tests=(_DAMAGE,),
+        tests=(f"{_DAMAGE}::test_text_is_replaced_by_none_longer_than_itself",),
     ),
     Fault(
         name="workers-keep-their-bad-samples",
@@ -121,7 +120,7 @@ FAULTS = (
         old="            self._bad_samples.merge(loaded.bad_samples)\n",
         new="",
         claim="Damaged samples that loader processes met are listed and counted.",
-        tests=(_STATE,),
+        tests=(f"{_STATE}::test_replaced_samples_are_listed_and_kept",),
     ),
     Fault(
         name="batches-are-handed-over-half-loaded",
@@ -136,7 +135,7 @@ FAULTS = (
             "                self._parts.under_way.popleft()\n"
         ),
         claim="A batch is handed over when all of its parts are loaded.",
-        tests=(_MEMORY,),
+        tests=(f"{_MEMORY}::test_batches_of_several_parts_are_whole",),
     ),
     Fault(
         name="lent-memory-is-taken-back",
@@ -144,7 +143,7 @@ FAULTS = (
         old="deque(set(range(self._memory.num_slots)) - self._lent)",
         new="deque(range(self._memory.num_slots))",
         claim="A batch stays as it is for as long as it is used.",
-        tests=(_MEMORY,),
+        tests=(f"{_MEMORY}::test_slots_of_an_ended_iteration_come_back_but_not_those_in_use",),
     ),
     Fault(
         name="loading-draws-from-the-global-stream",
@@ -152,7 +151,7 @@ FAULTS = (
         old="            generator=torch.Generator(),\n",
         new="",
         claim="Loading leaves the global random streams alone.",
-        tests=(_LOADING,),
+        tests=(f"{_LOADING}::test_iterating_again_starts_again_even_after_a_break",),
     ),
     Fault(
         name="copies-of-another-row",
@@ -168,7 +167,7 @@ FAULTS = (
         old="        for each in sorted(kept):\n",
         new="        for each in sorted(kept, reverse=True):\n",
         claim="The cache keeps the shards that were used last.",
-        tests=(_CACHE,),
+        tests=(f"{_CACHE}::test_least_recently_used_shards_are_thrown_away",),
     ),
     Fault(
         name="unfinished-downloads-do-not-count",
@@ -176,7 +175,7 @@ FAULTS = (
         old="            if path.suffix in (_SHARD_SUFFIX, _PARTIAL_SUFFIX):\n",
         new="            if path.suffix == _SHARD_SUFFIX:\n",
         claim="What a killed download left counts towards the limit until it is cleared away.",
-        tests=(_CACHE,),
+        tests=(f"{_CACHE}::test_killed_download_is_waited_for_by_nobody_and_cleared_away",),
     ),
     Fault(
         name="fetched-shards-are-not-compared",
@@ -184,7 +183,7 @@ FAULTS = (
         old="    elif digest.hexdigest() != file.sha256:\n",
         new="    elif not digest.hexdigest():\n",
         claim="A shard that was damaged on its way is fetched again.",
-        tests=(_CACHE,),
+        tests=(f"{_CACHE}::test_download_with_wrong_bytes_is_fetched_again",),
     ),
     Fault(
         name="broken-downloads-stay",
@@ -195,7 +194,7 @@ FAULTS = (
         ),
         new="            os.close(descriptor)\n            raise\n",
         claim="A download that breaks leaves nothing in the cache.",
-        tests=(_CACHE,),
+        tests=(f"{_CACHE}::test_download_that_breaks_leaves_nothing",),
     ),
     Fault(
         name="downloads-begin-again-from-the-start",
@@ -203,7 +202,7 @@ FAULTS = (
         old="with self._request(name, start=position, stop=None) as answer:",
         new="with self._request(name, start=0, stop=None) as answer:",
         claim="A download that broke goes on where it was.",
-        tests=(_HTTP,),
+        tests=(f"{_HTTP}::test_whole_files_go_on_where_they_stopped",),
     ),
     Fault(
         name="long-downloads-bear-few-failures",
@@ -211,7 +210,7 @@ FAULTS = (
         old="                            retries.succeeded()\n",
         new="                            pass\n",
         claim="Failures are forgotten once a download gets on.",
-        tests=(_HTTP,),
+        tests=(f"{_HTTP}::test_long_files_bear_more_failures_than_are_borne_in_a_row",),
     ),
     Fault(
         name="retry-after-is-not-heard",
@@ -219,7 +218,7 @@ FAULTS = (
         old="retry_after=float(seconds or 0)",
         new="retry_after=0.0",
         claim="A server that asks for a wait gets it.",
-        tests=(_HTTP,),
+        tests=(f"{_HTTP}::test_waits_grow_and_follow_the_server",),
     ),
     Fault(
         name="shifted-ranges-are-believed",
@@ -227,7 +226,7 @@ FAULTS = (
         old="        if first != start or (stop is not None and after_last > stop):\n",
         new="        if stop is not None and after_last > stop:\n",
         claim="An answer with other bytes than were asked for is refused.",
-        tests=(_HTTP,),
+        tests=(f"{_HTTP}::test_answers_that_are_wrong_are_named_at_once",),
     ),
     Fault(
         name="passwords-in-messages",
@@ -235,7 +234,7 @@ FAULTS = (
         old='_USER = re.compile(r"(?<=://)[^/?#\\s]*@")',
         new='_USER = re.compile(r"(?<=://)[^/?#\\s:]*@")',
         claim="No message shows a password of a location.",
-        tests=(_SOURCES,),
+        tests=(f"{_SOURCES}::test_locations_without_their_secrets",),
     ),
     Fault(
         name="names-reach-the-shell-unquoted",
@@ -243,7 +242,7 @@ FAULTS = (
         old="self._command.replace(_PLACEHOLDER, shlex.quote(name))",
         new="self._command.replace(_PLACEHOLDER, name)",
         claim="A name of a file runs nothing in the shell.",
-        tests=(_SOURCES,),
+        tests=(f"{_SOURCES}::test_failed_and_short_commands_are_named",),
     ),
     Fault(
         name="sixteen-bits-are-clipped",
@@ -251,7 +250,7 @@ FAULTS = (
         old="(np.asarray(image) >> 8).astype(np.uint8)",
         new="np.clip(np.asarray(image), 0, 255).astype(np.uint8)",
         claim="Of grey images of 16 bits the upper 8 are kept.",
-        tests=(_DECODING,),
+        tests=(f"{_DECODING}::test_grey_of_16_bits_keeps_the_upper_8",),
     ),
     Fault(
         name="statistics-with-a-slip",
@@ -259,7 +258,7 @@ FAULTS = (
         old="(0.229, 0.224, 0.225)",
         new="(0.229, 0.224, 0.255)",
         claim="Presets normalise with the published statistics.",
-        tests=(_TRANSFORMS,),
+        tests=(f"{_TRANSFORMS}::test_statistics_are_the_published_ones",),
     ),
     Fault(
         name="cutout-is-off-its-centre",
@@ -267,7 +266,7 @@ FAULTS = (
         old="[:, np.newaxis] - self.length // 2\n",
         new="[:, np.newaxis]\n",
         claim="Cutout is that of the paper's own code.",
-        tests=(_TRANSFORMS,),
+        tests=(f"{_TRANSFORMS}::test_cutout_is_that_of_its_authors",),
     ),
     Fault(
         name="short-side-from-the-width",
@@ -275,7 +274,7 @@ FAULTS = (
         old="        if height <= width:\n",
         new="        if height >= width:\n",
         claim="Evaluation resizes as timm and torchvision do.",
-        tests=(_RESIZING,),
+        tests=(f"{_RESIZING}::test_evaluation_as_timm_and_torchvision_do_it",),
     ),
     Fault(
         name="crops-leave-out-the-last-place",
@@ -283,7 +282,7 @@ FAULTS = (
         old="left=below(words[3], width - crop_width + 1),",
         new="left=below(words[3], max(1, width - crop_width)),",
         claim="Random crops have the distribution of the code they follow.",
-        tests=(_CROPS,),
+        tests=(f"{_CROPS}::test_the_bounds_are_those_of_the_originals",),
     ),
     Fault(
         name="fillers-are-attended-to",
@@ -291,7 +290,7 @@ FAULTS = (
         old='            arrays["attention_mask"][row, length:] = 0\n',
         new="",
         claim="What texts are filled up with is masked.",
-        tests=(_TEXT,),
+        tests=(f"{_TEXT}::test_batches_hold_the_texts_and_fillers",),
     ),
     Fault(
         name="last-block-of-evaluation-is-left-out",
@@ -300,15 +299,15 @@ FAULTS = (
         new="range(rank * self._batch_size, self._num_samples - self._batch_size + 1, "
         "self._num_ranks * self._batch_size)",
         claim="Evaluation sees every sample exactly once on any number of ranks.",
-        tests=(_EVALUATION,),
+        tests=(f"{_LOADING}::test_evaluation_has_every_sample_once",),
     ),
     Fault(
         name="evaluation-of-some-takes-the-first",
         file="data_pipelines/loading/evaluation.py",
         old="            ids = self.sample_ids[start : start + self.batch_size]\n",
-        new="            ids = np.arange(start, min(start + self.batch_size, len(self.sample_ids)))\n",
+        new="            ids = np.arange(len(self.sample_ids))[start:][: self.batch_size]\n",
         claim="Evaluation of some samples is of these.",
-        tests=(_EVALUATION,),
+        tests=(f"{_LOADING}::test_evaluation_of_some_samples_is_of_these",),
     ),
     Fault(
         name="all-ranks-have-as-many-blocks",
@@ -316,7 +315,7 @@ FAULTS = (
         old="        return len(self._starts(rank))\n",
         new="        return len(self._blocks)\n",
         claim="A rank knows how many blocks of evaluation every other rank has.",
-        tests=(_EVALUATION,),
+        tests=(f"{_LOADING}::test_evaluation_has_every_sample_once",),
     ),
     Fault(
         name="staged-input-is-never-made-anew",
@@ -324,7 +323,7 @@ FAULTS = (
         old='        if (folder / _MADE_FROM_FILE).read_text(encoding="utf-8") == text:\n',
         new="        if (folder / _MADE_FROM_FILE).is_file():\n",
         claim="A preparation that goes on with other input does not use the old one.",
-        tests=(_RESUME,),
+        tests=(f"{_RESUME}::test_start_that_did_something_leaves_it_for_the_same_input",),
     ),
     Fault(
         name="kept-shards-are-not-checked",
@@ -332,7 +331,7 @@ FAULTS = (
         old="return record if sha256_of_file(task.path) == record.sha256 else None",
         new="return record",
         claim="A kept shard that was changed is written again.",
-        tests=(_RESUME,),
+        tests=(f"{_RESUME}::test_kept_shard_that_was_changed_is_written_again",),
     ),
     Fault(
         name="validation-samples-are-trained-on",
@@ -340,7 +339,7 @@ FAULTS = (
         old="    bounds = {first: (0, num_samples - num_val)}\n",
         new="    bounds = {first: (0, num_samples)}\n",
         claim="A split by a fraction has every sample in one split.",
-        tests=(_IMAGES,),
+        tests=(f"{_IMAGES}::test_folders_are_split_by_a_fraction",),
     ),
     Fault(
         name="validation-labels-are-one-off",
@@ -348,7 +347,7 @@ FAULTS = (
         old="kit.validation[int(match[1]) - 1]",
         new="kit.validation[int(match[1]) - 2]",
         claim="ImageNet's validation images have the published labels.",
-        tests=(_IMAGES,),
+        tests=(f"{_IMAGES}::test_imagenet_from_the_published_tars",),
     ),
     Fault(
         name="another-input-is-taken-for-the-same",
@@ -356,7 +355,7 @@ FAULTS = (
         old="    _check_same_input(recipe, directory, record, options, progress=progress)\n",
         new="",
         claim="A finished data set is not taken for one of another input.",
-        tests=(_PREPARE,),
+        tests=(f"{_PREPARE}::test_other_input_is_not_taken_for_the_one_that_is_there",),
     ),
     Fault(
         name="cut-texts-are-not-counted",
@@ -364,7 +363,7 @@ FAULTS = (
         old="            num_cut += cut\n",
         new="",
         claim="How many texts were cut is said.",
-        tests=(_TEXTS,),
+        tests=(f"{_TEXTS}::test_long_texts_are_cut_and_counted_once",),
     ),
     Fault(
         name="names-climb-out-of-tars",
@@ -372,7 +371,7 @@ FAULTS = (
         old='member.name.startswith("/") or ".." in member.name.split("/")',
         new='member.name.startswith(("/", ".."))',
         claim="Shards whose names lead out of their folder are refused.",
-        tests=(_SHARDS,),
+        tests=(f"{_SHARDS}::test_hostile_shards_are_refused",),
     ),
     Fault(
         name="huge-headers-are-believed",
@@ -380,7 +379,7 @@ FAULTS = (
         old="        if not 0 <= size <= _MOST_HEADER_BYTES:\n",
         new="        if not 0 <= size:\n",
         claim="Archives that ask for memory without end are refused.",
-        tests=(_SHARDS,),
+        tests=(f"{_SHARDS}::test_hostile_shards_are_refused",),
     ),
     Fault(
         name="matlab-bombs-are-unpacked",
@@ -388,7 +387,7 @@ FAULTS = (
         old="    _check_unpacked(content)\n",
         new="",
         claim="Compressed parts that unpack to far more than published are refused.",
-        tests=(_ARCHIVES,),
+        tests=(f"{_ARCHIVES}::test_hostile_development_kits_are_refused",),
     ),
     Fault(
         name="memo-places-are-believed",
@@ -396,7 +395,7 @@ FAULTS = (
         old="        _check_memo(content)\n",
         new="",
         claim="A pickle of some bytes cannot ask for gigabytes.",
-        tests=(_ARCHIVES,),
+        tests=(f"{_ARCHIVES}::test_arrays_and_pickles_are_as_large_as_their_bytes",),
     ),
     Fault(
         name="offsets-wrap-around",
@@ -404,6 +403,6 @@ FAULTS = (
         old="(sizes <= num_bytes) & (offsets <= num_bytes - np.minimum(sizes, num_bytes))",
         new="offsets + sizes <= num_bytes",
         claim="An index whose offsets lead out of its shards is refused.",
-        tests=(_INDEXES,),
+        tests=(f"{_INDEXES}::test_hostile_indexes_are_refused",),
     ),
 )

@@ -7,7 +7,6 @@ _LOADING = "tests/data_pipelines/test_data_loading.py"
 _STATE = "tests/data_pipelines/test_data_loading_state.py"
 _MIXING = "tests/data_pipelines/test_data_loading_mixing.py"
 _TEXT = "tests/data_pipelines/test_data_loading_text.py"
-_TRANSFORMS = "tests/data_pipelines/test_data_transforms.py"
 _ADAPTERS = "tests/data_pipelines/test_data_adapters.py"
 
 FAULTS = (
@@ -17,7 +16,10 @@ FAULTS = (
         old="    while outside.size:\n",
         new="    if outside.size:\n",
         claim="In an epoch every sample comes exactly once.",
-        tests=(_ORDER,),
+        tests=(
+            f"{_ORDER}::test_many_permutations_at_once_are_the_single_ones",
+            f"{_ORDER}::test_every_sample_comes_once_an_epoch_in_any_parts",
+        ),
     ),
     Fault(
         name="feistel-with-few-rounds",
@@ -25,7 +27,7 @@ FAULTS = (
         old="_NUM_ROUNDS = 12",
         new="_NUM_ROUNDS = 4",
         claim="Every order of the samples is equally likely, and an order never changes.",
-        tests=(_ORDER,),
+        tests=(f"{_ORDER}::test_orders_are_pinned",),
     ),
     Fault(
         name="epoch-left-out-of-the-global-order",
@@ -33,7 +35,7 @@ FAULTS = (
         old='key=derive_key("order", self.seed, epoch)',
         new='key=derive_key("order", self.seed)',
         claim="Every epoch has another order.",
-        tests=(_ORDER,),
+        tests=(f"{_ORDER}::test_orders_are_pinned",),
     ),
     Fault(
         name="lanes-keep-the-first-epoch",
@@ -41,7 +43,7 @@ FAULTS = (
         old="if self._epoch is None or self._epoch.stream.epoch != epoch:",
         new="if self._epoch is None:",
         claim="An order is a pure function of seed and epoch, whatever was asked for before.",
-        tests=(_ORDER, _STATE),
+        tests=(f"{_ORDER}::test_every_sample_comes_once_an_epoch_in_any_parts",),
     ),
     Fault(
         name="window-keeps-the-first-epoch",
@@ -49,7 +51,7 @@ FAULTS = (
         old="if self._epoch is None or self._epoch.stream.epoch != epoch:",
         new="if self._epoch is None:",
         claim="An order is a pure function of seed and epoch, whatever was asked for before.",
-        tests=(_ORDER, _STATE),
+        tests=(f"{_ORDER}::test_a_window_reads_from_its_shards_only_and_mixes_them",),
     ),
     Fault(
         name="windows-cross-lanes",
@@ -57,7 +59,7 @@ FAULTS = (
         old="number_in_lane % self._shards_per_window",
         new="np.arange(len(pieces)) % self._shards_per_window",
         claim="A rank that takes whole lanes reads the shards of its own lanes only.",
-        tests=(_ORDER,),
+        tests=(f"{_ORDER}::test_a_rank_that_takes_whole_lanes_reads_its_own_shards",),
     ),
     Fault(
         name="rest-behind-the-lanes-is-one-place-off",
@@ -65,7 +67,7 @@ FAULTS = (
         old="behind = places >= self._num_lanes * self._lane_size",
         new="behind = places > self._num_lanes * self._lane_size",
         claim="In an epoch every sample comes exactly once.",
-        tests=(_ORDER,),
+        tests=(f"{_ORDER}::test_places_behind_the_lanes_come_once",),
     ),
     Fault(
         name="lanes-take-sorted-shards",
@@ -76,7 +78,7 @@ FAULTS = (
         ),
         new='parameters.get("shards", _SHARDS_PER_LANE_WINDOW),\n    )\n',
         claim="Orders by shard refuse shards that hold their samples class by class.",
-        tests=(_ORDER,),
+        tests=(f"{_ORDER}::test_shards_sorted_by_class_are_refused",),
     ),
     Fault(
         name="batch-augmentation-forgets-the-epoch",
@@ -84,7 +86,7 @@ FAULTS = (
         old="            epochs=part.epoch,\n",
         new="            epochs=0,\n",
         claim="A sample is augmented anew in every epoch.",
-        tests=(_LOADING, _TRANSFORMS),
+        tests=(f"{_LOADING}::test_images_augmented_together_are_those_augmented_one_by_one",),
     ),
     Fault(
         name="augmentation-forgets-the-sample",
@@ -92,7 +94,7 @@ FAULTS = (
         old="words = (checked_seed(seed), epoch, sample_id)",
         new="words = (checked_seed(seed), epoch, 0)",
         claim="Every sample has an augmentation of its own.",
-        tests=(_ORDER, _TRANSFORMS),
+        tests=(f"{_ORDER}::test_augmentation_streams_are_pinned_and_depend_on_each_word_alone",),
     ),
     Fault(
         name="adapter-augments-for-the-wrong-epoch",
@@ -100,7 +102,7 @@ FAULTS = (
         old="            yield [(item.epoch, sample_id) for sample_id in item.sample_ids.tolist()]",
         new="            yield [(0, sample_id) for sample_id in item.sample_ids.tolist()]",
         claim="torch's DataLoader gets the batches of the project's own loader.",
-        tests=(_ADAPTERS,),
+        tests=(f"{_ADAPTERS}::test_torch_dataloader_gets_the_same_batches",),
     ),
     Fault(
         name="workers-take-the-wrong-items-of-a-pipeline",
@@ -108,7 +110,7 @@ FAULTS = (
         old="islice(self._plan, number, None, num_workers)",
         new="islice(self._plan, 0, None, num_workers)",
         claim="webdataset pipelines get every item once with any number of workers.",
-        tests=(_ADAPTERS,),
+        tests=(f"{_ADAPTERS}::test_webdataset_pipeline_gets_the_same_batches",),
     ),
     Fault(
         name="partners-from-the-whole-mini-batch",
@@ -116,7 +118,7 @@ FAULTS = (
         old="partners = micro_batch[draw.partners[positions - number * size]]",
         new="partners = mini_batch[draw.partners[positions - number * size]]",
         claim="Samples are mixed with partners of their own micro-batch.",
-        tests=(_MIXING,),
+        tests=(f"{_MIXING}::test_each_sample_has_its_partner_in_the_micro_batch",),
     ),
     Fault(
         name="mixing-draws-once-a-step",
@@ -124,7 +126,7 @@ FAULTS = (
         old="                    micro_batch=number,\n",
         new="                    micro_batch=0,\n",
         claim="Every micro-batch draws its own mixing.",
-        tests=(_MIXING,),
+        tests=(f"{_MIXING}::test_each_sample_has_its_partner_in_the_micro_batch",),
     ),
     Fault(
         name="one-kind-of-mixing-for-all-micro-batches",
@@ -132,7 +134,7 @@ FAULTS = (
         old='derive_key("mixwhich", *keys) & 1 == 1',
         new='derive_key("mixwhich", *keys[:3]) & 1 == 1',
         claim="Where mixup and cutmix are both wanted, each micro-batch draws one of them.",
-        tests=(_MIXING,),
+        tests=(f"{_MIXING}::test_cutmix_and_the_choice_between_both",),
     ),
     Fault(
         name="text-is-filled-up-to-its-own-part",
@@ -140,7 +142,7 @@ FAULTS = (
         old="int(self.lengths[micro_batch].max())",
         new="int(self.lengths[sample_ids].max())",
         claim="Batches of text do not depend on how a micro-batch is spread over ranks.",
-        tests=(_TEXT,),
+        tests=(f"{_TEXT}::test_parts_of_a_micro_batch_are_filled_up_alike",),
     ),
     Fault(
         name="resumed-loader-counts-from-its-start",
@@ -148,7 +150,7 @@ FAULTS = (
         old="steps_done = self._plan.steps.start + self._num_items_yielded // items_per_step",
         new="steps_done = self._num_items_yielded // items_per_step",
         claim="A run that was resumed can be saved and resumed again.",
-        tests=(_STATE,),
+        tests=(f"{_STATE}::test_going_on_gives_the_rest",),
     ),
     Fault(
         name="loaded-state-keeps-the-old-count",
@@ -157,7 +159,7 @@ FAULTS = (
         "        self._num_items_yielded = 0\n",
         new="        self.bad_samples.load_state(saved.bad_samples)\n",
         claim="A state that was loaded into a used loader is what the loader says of itself.",
-        tests=(_STATE,),
+        tests=(f"{_STATE}::test_going_on_gives_the_rest",),
     ),
     Fault(
         name="bad-samples-are-lost-at-a-resume",
@@ -165,7 +167,7 @@ FAULTS = (
         old="        self.bad_samples.load_state(saved.bad_samples)\n",
         new="",
         claim="The list of damaged samples goes on across a resume and counts against its limit.",
-        tests=(_STATE,),
+        tests=(f"{_STATE}::test_replaced_samples_are_listed_and_kept",),
     ),
     Fault(
         name="another-batch-size-within-an-epoch",
@@ -173,7 +175,7 @@ FAULTS = (
         old='for what in ("order", "batch_size", "micro_batches")',
         new='for what in ("order", "micro_batches")',
         claim="What would lose samples of an epoch is refused.",
-        tests=(_STATE,),
+        tests=(f"{_STATE}::test_what_would_lose_samples_is_refused",),
     ),
     Fault(
         name="steps-are-not-converted-at-an-epochs-end",
@@ -181,7 +183,7 @@ FAULTS = (
         old="return saved.step // steps_per_epoch * (num_samples // now.batch_size)",
         new="return saved.step",
         claim="With another batch size from an epoch's end on, a run goes on at that epoch.",
-        tests=(_STATE,),
+        tests=(f"{_STATE}::test_batch_size_may_change_at_the_end_of_an_epoch",),
     ),
     Fault(
         name="other-data-are-resumed-on",
@@ -189,7 +191,7 @@ FAULTS = (
         old='for what in ("fingerprint", "seed"):',
         new='for what in ("seed",):',
         claim="A state is refused by a loader of other data.",
-        tests=(_STATE,),
+        tests=(f"{_STATE}::test_other_data_and_damaged_states_are_named",),
     ),
     Fault(
         name="positions-are-sorted",
@@ -197,6 +199,6 @@ FAULTS = (
         old="positions=[np.asarray(item, dtype=np.int64) for item in positions]",
         new="positions=[np.sort(np.asarray(item, dtype=np.int64)) for item in positions]",
         claim="Batches come in the order of the positions that were asked for.",
-        tests=(_LOADING,),
+        tests=(f"{_LOADING}::test_positions_pick_in_their_order",),
     ),
 )
