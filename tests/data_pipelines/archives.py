@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.io import savemat
 
 # MNIST -----------------------------------------------------------------------------------------
 
@@ -208,6 +207,8 @@ def imagenet_val_files() -> dict[str, bytes]:
 
 
 def imagenet_kit(*, per_class: int = 7, meta: bytes | None = None) -> bytes:
+    from scipy.io import savemat  # takes time that other processes need not spend
+
     leaves = [(number, name, 0, per_class) for number, name in WORDNET_IDS.items()]
     rows = [
         (number, name, f"words of {name}", "gloss", num_children, np.zeros(0), 1, num_images)
