@@ -71,9 +71,9 @@ def test_index_of_existing_shards(tmp_path: Path) -> None:
 
 def test_number_of_processes_changes_no_byte(tmp_path: Path) -> None:
     """Also where the first shard takes longest, and so is ready last."""
-    samples = [{"png": IMAGE, "cls": b"1"}] * 600
+    large = [{"png": IMAGE, "cls": b"1"}] * 600
     for name in ("one", "two"):
-        shards = write_shards(tmp_path / name, samples[:600], per_shard=600)
+        shards = write_shards(tmp_path / name, large, per_shard=600)
         for number, more in enumerate(made(tmp_path / f"more-{name}"), start=1):
             shards.append(more.rename(shards[0].with_name(f"part-{number:06d}.tar")))
         build_index(shards, num_processes=1 if name == "one" else 2)
