@@ -16,10 +16,7 @@ FAULTS = (
         old="    while outside.size:\n",
         new="    if outside.size:\n",
         claim="In an epoch every sample comes exactly once.",
-        tests=(
-            f"{_ORDER}::test_many_permutations_at_once_are_the_single_ones",
-            f"{_ORDER}::test_every_sample_comes_once_an_epoch_in_any_parts",
-        ),
+        tests=(f"{_ORDER}::test_places_behind_the_lanes_come_once",),
     ),
     Fault(
         name="feistel-with-few-rounds",
