@@ -40,7 +40,7 @@ FAULTS = (
         old="if self._epoch is None or self._epoch.stream.epoch != epoch:",
         new="if self._epoch is None:",
         claim="An order is a pure function of seed and epoch, whatever was asked for before.",
-        tests=(f"{_ORDER}::test_every_sample_comes_once_an_epoch_in_any_parts",),
+        tests=(f"{_ORDER}::test_orders_are_pinned",),
     ),
     Fault(
         name="window-keeps-the-first-epoch",
