@@ -224,6 +224,7 @@ def test_what_was_scanned_is_not_scanned_again(
     # What was found of other columns is no answer.
     with pytest.raises(UserError, match=r"columns \.json cannot be decoded"):
         build_index(shards)
+    assert scanned == ["0", "1", "2", "0"]
     scanned.clear()
     # One that was changed since is scanned again.
     os.utime(shards[0], ns=(1, 1))
