@@ -79,6 +79,13 @@ def test_every_sample_comes_once_an_epoch_in_any_parts(
     assert np.array_equal(order.sample_ids(epoch, start=start, stop=stop), ids[start:stop])
 
 
+def test_permutations_of_every_small_size_are_one_to_one() -> None:
+    """Among them those that go through the network several times."""
+    for size in range(1, 300):
+        numbers = Permutation(size, key=size)(np.arange(size))
+        assert np.array_equal(np.sort(numbers), np.arange(size))
+
+
 def test_places_behind_the_lanes_come_once() -> None:
     """All ways to cut some samples into lanes, so that every remainder occurs."""
     sizes = np.array([5, 3, 4, 1])

@@ -16,7 +16,7 @@ FAULTS = (
         old="    while outside.size:\n",
         new="    if outside.size:\n",
         claim="In an epoch every sample comes exactly once.",
-        tests=(f"{_ORDER}::test_places_behind_the_lanes_come_once",),
+        tests=(f"{_ORDER}::test_permutations_of_every_small_size_are_one_to_one",),
     ),
     Fault(
         name="feistel-with-few-rounds",
