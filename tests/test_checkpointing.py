@@ -60,8 +60,8 @@ def _train_vit(*, checkpointed: bool) -> dict[str, torch.Tensor]:
     return _trained(model, norm_samples=None)
 
 
-@pytest.mark.parametrize("train", [_train_blocks, _train_vit])
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.layouts
+@pytest.mark.parametrize(("train", "size"), [(_train_blocks, 1), (_train_blocks, 2), (_train_vit, 1)])
 def test_recomputing_changes_nothing(train: object, size: int, on_ranks: OnRanks) -> None:
     plain = on_ranks(size, train, checkpointed=False)[0]
     again = on_ranks(size, train, checkpointed=True)[0]

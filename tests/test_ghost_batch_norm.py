@@ -74,6 +74,39 @@ def test_every_dimension_is_normalised_by_ghost_batch(
     torch.testing.assert_close(torch.cat(outputs[::2]), expected)
 
 
+def test_ghost_batches_are_counted_in_samples_of_several_rows() -> None:
+    norm = nn.BatchNorm1d(6).double()
+    inputs = torch.randn(16, 5, 6, dtype=torch.float64) * 3 + 1
+    expected = [copy.deepcopy(norm)(part.flatten(0, 1)) for part in inputs.split(4)]
+    outputs = []
+
+    def loss_fn(model: Any, batch: Any) -> torch.Tensor:
+        outputs.append(model(batch.flatten(0, 1)))
+        return outputs[-1].square().sum() * 1e-3  # type: ignore[no-any-return]
+
+    config = settings(micro_batches=1, norm_samples=4, batch_size=16)
+    initialize(norm, config=config, loss_fn=loss_fn).train_step(inputs)
+    torch.testing.assert_close(outputs[0], torch.cat(expected))
+
+
+def test_statistics_are_those_of_the_ascent_and_of_steps_that_are_done() -> None:
+    norm = nn.BatchNorm2d(4, momentum=1.0)
+    engine = _engine(_model(norm), micro_batches=4)
+    seen = []
+    norm.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].mean((0, 2, 3))))
+    engine.train_step(mini_batch(0))
+    # Ascent and descent of a micro-batch take turns.
+    expected = torch.stack(seen[::2]).mean(0).detach()
+    kept = engine.full_state_dict()
+    torch.testing.assert_close(kept["1.running_mean"], expected, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(torch.stack(seen).mean(0), expected, rtol=1e-6)
+
+    images, labels = mini_batch(1)
+    images[-1, 0, 0, 0] = float("nan")
+    assert engine.train_step((images, labels)).skipped
+    assert all(kept[name].equal(value) for name, value in engine.full_state_dict().items())
+
+
 @pytest.mark.parametrize("samples", [None, 3, 16])
 def test_runs_that_do_not_fit_are_refused_with_those_that_do(
     samples: int | None,
@@ -175,8 +208,9 @@ def test_a_layer_called_twice_counts_both_calls() -> None:
     assert state["1.num_batches_tracked"] == 1
 
 
-def test_an_engine_whose_model_was_taken_over_refuses_to_go_on() -> None:
-    model = build_model("wide_resnet")
+@pytest.mark.parametrize("name", ["wide_resnet", "linear"])  # with and without layers of ours
+def test_an_engine_whose_model_was_taken_over_refuses_to_go_on(name: str) -> None:
+    model = build_model(name)
     first = _engine(model, micro_batches=4)
     second = _engine(model, micro_batches=2)
     with pytest.raises(UserError, match="given to another engine"):

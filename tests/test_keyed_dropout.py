@@ -69,6 +69,11 @@ def test_what_shares_a_mask(kind: str) -> None:
         assert alike == (first_shared >= {"Dropout": 9, "DropPath": 1}.get(kind, 2))
 
 
+def test_drop_path_that_does_not_rescale() -> None:
+    output = Layers(DropPath(0.3, scale_by_keep=False)).drop(POSITIONS, _inputs("DropPath"))
+    assert output.unique().tolist() == [0.0, 1.0]
+
+
 @pytest.mark.parametrize(("cls", "dims"), [(nn.Dropout1d, 2), (nn.Dropout3d, 4)])
 def test_inputs_of_one_dimension_less_lose_whole_rows_as_with_torch(
     cls: type[nn.Dropout1d | nn.Dropout3d], dims: int

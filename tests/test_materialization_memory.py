@@ -68,7 +68,7 @@ def _only_new_objects() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_only_new_objects")
-@pytest.mark.parametrize("name", ["vit", "resnet", "bert"])
+@pytest.mark.parametrize("name", ["vit", "bert"])
 def test_a_deferred_model_takes_no_memory(name: str) -> None:
     before = _live_bytes()
     model, _ = deferred(LARGE_MODELS[name])
@@ -91,7 +91,7 @@ def test_draws_that_are_not_kept_share_one_memory() -> None:
     assert census.made < 2 * 256 * 256 * 4
 
 
-@pytest.mark.parametrize("name", ["vit", "bert", "transformer"])
+@pytest.mark.parametrize("name", ["vit", "transformer"])
 def test_a_block_at_a_time_is_in_memory(name: str) -> None:
     model, _ = deferred(LARGE_MODELS[name])
     largest = max(_num_bytes([parameter]) for parameter in model.parameters())
