@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import multiprocessing
-import os
-import socket
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
 import torch
+from rank_pool import OnRanks
 
 from msam_scale.config.deepspeed.schedules import (
     REQUIRED_ARGUMENTS,
@@ -19,6 +16,7 @@ from msam_scale.config.deepspeed.schedules import (
 )
 from msam_scale.errors import UserError
 from msam_scale.optimization.deepspeed_schedules import DeepSpeedSchedule
+from msam_scale.sharding.zero.private_api import prepare_process
 
 NUM_STEPS = 14
 RATE = 3e-3
@@ -92,18 +90,12 @@ CASES: list[tuple[str, dict[str, Any], str]] = [
 ]
 
 
-def rates_of_deepspeed(port: int) -> list[list[dict[str, Any]]]:
-    """What the optimizer of a real DeepSpeed engine steps with, for every case; in its process."""
+def rates_of_deepspeed() -> list[list[dict[str, Any]]]:
+    """What the optimizer of a real DeepSpeed engine steps with, for every case; on a rank."""
     import deepspeed
-    import deepspeed.ops
-    import torch.distributed as dist
 
-    torch.set_num_threads(1)
-    os.environ["LOCAL_RANK"] = "0"
-    # A C++ build under a lock that all processes of a machine share; one process has no use for it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-    deepspeed.init_distributed(dist_backend="gloo")
+    prepare_process()
+    deepspeed.init_distributed(dist_backend="gloo", dist_init_required=False)
     found = []
     for index, (name, arguments, optimizer) in enumerate(CASES):
         params: dict[str, Any] = {"lr": RATE}
@@ -114,7 +106,7 @@ def rates_of_deepspeed(port: int) -> list[list[dict[str, Any]]]:
             model=model,
             model_parameters=model.parameters(),
             config={
-                "train_batch_size": 1,
+                "train_batch_size": 2,
                 "optimizer": {"type": optimizer, "params": params},
                 "scheduler": {"type": name, "params": arguments},
                 "zero_optimization": {"stage": index % 2},
@@ -128,18 +120,7 @@ def rates_of_deepspeed(port: int) -> list[list[dict[str, Any]]]:
             steps.append({key: group[key] for key in ("lr", "betas") if key in group})
             engine.step()
         found.append(steps)
-    dist.destroy_process_group()
     return found
-
-
-@pytest.fixture(scope="module")
-def deepspeeds_rates() -> list[list[dict[str, Any]]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(rates_of_deepspeed, port).result(timeout=120)
 
 
 def group_of(optimizer: str) -> dict[str, Any]:
@@ -147,24 +128,14 @@ def group_of(optimizer: str) -> dict[str, Any]:
     return {"lr": RATE, **betas}
 
 
-@pytest.mark.parametrize("index", range(len(CASES)))
-def test_every_step_has_deepspeeds_rate_and_momentum(
-    index: int, deepspeeds_rates: list[list[dict[str, Any]]]
-) -> None:
-    name, arguments, optimizer = CASES[index]
-    schedule = DeepSpeedSchedule(name, arguments, groups=[group_of(optimizer)])
-    ours = [schedule(step)[0] for step in range(NUM_STEPS)]
-    assert ours == deepspeeds_rates[index]
-    assert len({settings["lr"] for settings in ours}) > 1, "a schedule that never moves"
-
-
-def test_a_schedule_that_is_a_step_off_is_noticed(
-    deepspeeds_rates: list[list[dict[str, Any]]],
-) -> None:
-    for (name, arguments, optimizer), expected in zip(CASES, deepspeeds_rates, strict=True):
+def test_every_step_has_deepspeeds_rate_and_momentum(on_ranks: OnRanks) -> None:
+    rates = on_ranks(2, rates_of_deepspeed)[0]
+    for (name, arguments, optimizer), expected in zip(CASES, rates, strict=True):
         schedule = DeepSpeedSchedule(name, arguments, groups=[group_of(optimizer)])
-        late = [schedule(max(step - 1, 0))[0] for step in range(NUM_STEPS)]
-        assert late != expected
+        ours = [schedule(step)[0] for step in range(NUM_STEPS)]
+        assert ours == expected, (name, arguments)
+        # A schedule that does not move would hide one that is a step off.
+        assert len({settings["lr"] for settings in ours}) > 1
 
 
 @pytest.mark.parametrize(("name", "arguments", "optimizer"), CASES)

@@ -14,7 +14,6 @@ from saved_state import checkpoint_weights
 from timm.layers import resample_abs_pos_embed
 from torch import nn
 
-from data_pipelines import prepare
 from data_pipelines.errors import UserError
 from launch.cli import main
 from msam_scale.models import ModelRequest, build_model, check_model_name
@@ -170,13 +169,15 @@ def test_arguments_with_a_key_of_their_own_are_refused(argument: str, key: str) 
 
 
 def test_a_run_starts_from_a_checkpoint_of_another_and_goes_on_without_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    digits: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    data = prepare("digits", out=tmp_path / "digits").directory
     common = f"""
 model: {{source: msam_scale, name: wrn-10-1}}
-data: {{train: {data}/train}}
+data: {{train: {digits}/train}}
 objective: {{micro_batches: 2}}
 batch: {{size: 32}}
 optimizer: {{lr: 0.0}}

@@ -22,7 +22,7 @@ from msam_scale.flatness.trace import estimate_trace
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script:FutureWarning")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def no_engine_of_before() -> None:
     """A ZeRO-3 engine that still lives would have replaced `torch.nn.functional.linear`."""
     gc.collect()

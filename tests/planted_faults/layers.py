@@ -172,7 +172,7 @@ FAULTS = (
     ),
     Fault(
         name="replaced-buffer-not-seen",
-        file=f"{_LAYERS}/first_forward.py",
+        file=f"{_LAYERS}/layout_checks.py",
         old="after.get(name) is not tensor or ",
         new="",
         claim="A model that replaces one of its buffers in the forward is refused.",
@@ -203,7 +203,7 @@ FAULTS = (
         tests=(_GHOST,),
     ),
     Fault(
-        name="kept-mask-of-a-compiled-block",
+        name="blocks-stay-wrapped",
         file=f"{_LAYERS}/block_wrapping.py",
         old="            module.forward = module.forward.original\n",
         new="            pass\n",
