@@ -72,7 +72,10 @@ def test_blocks_by_name() -> None:
 
 def _relative_change(config: dict[str, Any], change: dict[str, Any]) -> float:
     """Of a trajectory with other settings of the training, relative to its length."""
-    plain, outcome = (outcome_of(Run(one, model="dropout_vit", steps=2)) for one in (config, config | {"training": change}))
+    plain, outcome = (
+        outcome_of(Run(one, model="dropout_vit", steps=2))
+        for one in (config, config | {"training": change})
+    )
     start = build_model("dropout_vit").state_dict()
     return relative_difference(outcome.state, expected=plain.state, start=start)
 
@@ -136,5 +139,7 @@ def test_compiled_blocks_follow_the_same_trajectory(row: str) -> None:
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     config = _layout(row)
-    assert _relative_change(config, {"compile": True}) < (1e-9 if config["precision"] == "float64" else 1e-5)
+    assert _relative_change(config, {"compile": True}) < (
+        1e-9 if config["precision"] == "float64" else 1e-5
+    )
     assert torch._dynamo.utils.counters["frames"]["ok"] > 2

@@ -61,7 +61,9 @@ def _train_vit(*, checkpointed: bool) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.layouts
-@pytest.mark.parametrize(("train", "size"), [(_train_blocks, 1), (_train_blocks, 2), (_train_vit, 1)])
+@pytest.mark.parametrize(
+    ("train", "size"), [(_train_blocks, 1), (_train_blocks, 2), (_train_vit, 1)]
+)
 def test_recomputing_changes_nothing(train: object, size: int, on_ranks: OnRanks) -> None:
     plain = on_ranks(size, train, checkpointed=False)[0]
     again = on_ranks(size, train, checkpointed=True)[0]

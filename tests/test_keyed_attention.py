@@ -131,9 +131,7 @@ def test_masks_do_not_depend_on_chunks(folder: Path, caplog: pytest.LogCaptureFi
     assert "draws random numbers" not in caplog.text
 
 
-def test_the_librarys_own_masks_would(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_librarys_own_masks_would(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     CONFIGS["BERT"].save_pretrained(tmp_path)
     runs = [_trained(tmp_path, chunk=chunk, attn_implementation="sdpa") for chunk in (4, 1)]
     assert _difference(*runs) > 1e-4

@@ -13,7 +13,6 @@ from deferred_models import (
     Made,
     check_same_values,
     deferred,
-    differences,
     eager,
     values_on_the_host,
 )

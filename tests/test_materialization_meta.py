@@ -87,6 +87,12 @@ class _Forgetful(nn.Linear):
         nn.init.zeros_(self.weight)
 
 
+class _Half(nn.Linear):
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight.data[:2])
+        nn.init.zeros_(self.bias)
+
+
 class _Meddling(nn.Linear):
     def __init__(self, *shape: int) -> None:
         super().__init__(*shape)
@@ -102,6 +108,7 @@ class _Meddling(nn.Linear):
     ("kind", "message"),
     [
         (_Forgetful, r"^0: its reset_parameters\(\) leaves bias without"),
+        (_Half, r"^0: its reset_parameters\(\) leaves weight without"),
         (_Meddling, r"^0: its reset_parameters\(\) also changes the layers inside"),
     ],
 )

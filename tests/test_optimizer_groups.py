@@ -12,7 +12,6 @@ from engine_runs import ADAMW, Run, engine_for, outcome_of, own_part, relative_d
 from rank_pool import OnRanks
 from saved_state import Held, optimizer_state_of
 
-
 pytestmark = pytest.mark.layouts
 
 

@@ -26,9 +26,7 @@ def _trained(run: Run, *, measures: bool) -> tuple[dict[str, torch.Tensor], list
 @pytest.mark.parametrize("model", ["wide_resnet", "dropout_vit"])
 def test_running_statistics_and_dropout_are_left_alone(model: str, strategy: str) -> None:
     norm_samples = 8 if model == "wide_resnet" else None
-    run = Run(
-        settings(micro_batches=2, norm_samples=norm_samples, strategy=strategy), model=model
-    )
+    run = Run(settings(micro_batches=2, norm_samples=norm_samples, strategy=strategy), model=model)
     (plain, losses), (state, others) = (_trained(run, measures=it) for it in (False, True))
     assert losses == others
     assert all(plain[name].equal(state[name]) for name in plain)
@@ -41,7 +39,9 @@ def test_eigenvalues_and_trace_of_a_linear_model(strategy: str) -> None:
     images = torch.cat([images for images, _ in batches]).flatten(1)
     inputs = torch.cat([images, torch.ones(len(images), 1)], dim=1)
     probabilities = build_model("linear", seed=0).double()(images).softmax(-1).detach()
-    curvatures = torch.diag_embed(probabilities) - probabilities[:, :, None] * probabilities[:, None]
+    curvatures = (
+        torch.diag_embed(probabilities) - probabilities[:, :, None] * probabilities[:, None]
+    )
     hessian = torch.einsum("nab,ni,nj->aibj", curvatures, inputs, inputs) / len(images)
     size = hessian.shape[0] * hessian.shape[1]
     expected = torch.linalg.eigvalsh(hessian.reshape(size, size)).flip(0)

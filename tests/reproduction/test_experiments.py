@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from msam_scale.reproduction import (
     make_plan,
 )
 from msam_scale.reproduction.experiment import PaperValue, ScaleName
+from msam_scale.reproduction.measures import MEASURES
 from msam_scale.reproduction.reproduce import share_of
 from msam_scale.reproduction.results import spread
 from msam_scale.reproduction.tables import entry
@@ -108,6 +111,32 @@ def test_mean_and_sample_standard_deviation(values: list[float]) -> None:
         assert found.mean == pytest.approx(np.mean(values), rel=1e-12)
     if found.std is not None:
         assert found.std == pytest.approx(np.std(values, ddof=1), rel=1e-9, abs=1e-12)
+
+
+def test_the_metric_after_the_last_step_counts(tmp_path: Path) -> None:
+    """Not the best one, and not the training's."""
+    lines: list[dict[str, Any]] = [
+        {"step": 1, "split": "val", "accuracy": 0.9},
+        {"step": 2, "split": "val", "accuracy": 0.8},
+        {"step": 2, "split": "train", "accuracy": 0.95},
+        {"step": 3, "split": "val", "loss": 0.1},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    measure = MEASURES["metric"]
+    assert measure.value(tmp_path, metric="accuracy", found={}) == 80.0
+    with pytest.raises(UserError, match="no validation line has 'beauty'"):
+        measure.value(tmp_path, metric="beauty", found={})
+
+
+def test_the_first_timed_report_warms_up(tmp_path: Path) -> None:
+    measure, path = MEASURES["step_time"], tmp_path / "metrics.jsonl"
+    for times, expected in (([100.0, 1.0, 4.0, 2.0], 2.0), ([100.0, 3.0], 3.0)):
+        lines = [{"step": 1, "split": "train", "step_milliseconds": time} for time in times]
+        path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        assert measure.value(tmp_path, metric="accuracy", found={}) == expected
+    path.write_text(path.read_text().splitlines()[0] + "\n")
+    with pytest.raises(UserError, match="1 timed reports"):
+        measure.value(tmp_path, metric="accuracy", found={})
 
 
 def test_entries() -> None:
