@@ -213,6 +213,15 @@ def test_lanczos_of_awkward_spectra(values: list[float]) -> None:
     torch.testing.assert_close(basis @ basis.t(), torch.eye(num).double(), atol=1e-9, rtol=0)
 
 
+def test_no_eigenvalue_comes_twice_however_long_it_takes() -> None:
+    """By the recurrence alone those that stand far apart would be found again and again."""
+    values = [100.0, 60.0, *torch.linspace(0, 1, 78, dtype=torch.float64).tolist()]
+    matrix = _Matrix(_with_eigenvalues(values))
+    found = largest_eigenvalues(matrix, num_eigenvalues=4, tolerance=1e-10)
+    assert found.converged
+    assert found.values == pytest.approx([100, 60, 1, values[-2]], rel=1e-9)
+
+
 def test_lanczos_says_when_it_has_not_converged() -> None:
     values = torch.linspace(0, 1, 200).tolist()
     found = largest_eigenvalues(_Matrix(_with_eigenvalues(values)), max_iterations=5)

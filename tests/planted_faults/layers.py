@@ -136,7 +136,7 @@ FAULTS = (
         old="record = context.records_statistics and not context.in_backward",
         new="record = context.records_statistics",
         claim="Activation checkpointing does not change running statistics.",
-        tests=("tests/test_checkpointing.py",),
+        tests=("tests/test_checkpointing.py::test_a_recomputed_call_does_not_count_twice",),
     ),
     Fault(
         name="cumulative-average-off-by-one",

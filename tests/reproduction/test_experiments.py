@@ -116,10 +116,10 @@ def test_mean_and_sample_standard_deviation(values: list[float]) -> None:
 def test_the_metric_after_the_last_step_counts(tmp_path: Path) -> None:
     """Not the best one, and not the training's."""
     lines: list[dict[str, Any]] = [
-        {"step": 1, "split": "val", "accuracy": 0.9},
-        {"step": 2, "split": "val", "accuracy": 0.8},
-        {"step": 2, "split": "train", "accuracy": 0.95},
-        {"step": 3, "split": "val", "loss": 0.1},
+        {"step": 1, "epoch": 0, "split": "val", "accuracy": 0.9},
+        {"step": 2, "epoch": 0, "split": "val", "accuracy": 0.8},
+        {"step": 2, "epoch": 0, "split": "train", "accuracy": 0.95},
+        {"step": 3, "epoch": 0, "split": "val", "loss": 0.1},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     measure = MEASURES["metric"]
@@ -131,7 +131,8 @@ def test_the_metric_after_the_last_step_counts(tmp_path: Path) -> None:
 def test_the_first_timed_report_warms_up(tmp_path: Path) -> None:
     measure, path = MEASURES["step_time"], tmp_path / "metrics.jsonl"
     for times, expected in (([100.0, 1.0, 4.0, 2.0], 2.0), ([100.0, 3.0], 3.0)):
-        lines = [{"step": 1, "split": "train", "step_milliseconds": time} for time in times]
+        line = {"step": 1, "epoch": 0, "split": "train"}
+        lines = [{**line, "step_milliseconds": time} for time in times]
         path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         assert measure.value(tmp_path, metric="accuracy", found={}) == expected
     path.write_text(path.read_text().splitlines()[0] + "\n")

@@ -41,7 +41,7 @@ optimizer: {name: sgd, lr: 0.1, momentum: 0.9}
 schedule: {name: one_cycle, warmup: 0.2}
 training: {steps: 6, eval_every: 3}
 checkpoint: {every: 2}
-monitor: {tensorboard: false, progress: false, every: 1}
+monitor: {tensorboard: false, every: 1}
 """
 
 EXPERIMENT = """
@@ -225,7 +225,7 @@ def test_times_are_divided_by_those_of_vanilla(home: _Home) -> None:
     assert [value.mean for value in row.values.values()] == [1.0, 2.5]
 
 
-def test_a_run_is_finished_when_it_has_reported(home: _Home, tmp_path: Path) -> None:
+def test_a_run_is_finished_when_it_has_reported(home: _Home) -> None:
     """A kill may come between the last checkpoint and the last evaluation."""
     cell = home.cells[0]
     path = cell.run / "metrics.jsonl"
@@ -260,7 +260,10 @@ def test_measurements_that_cannot_be_used_are_named(home: _Home) -> None:
 
 
 def test_an_interrupt_ends_the_processes(home: _Home) -> None:
-    program = "import sys, time; 'seed1' in str(sys.argv) and sys.exit('broken'); time.sleep(50)"
+    program = (
+        "import sys, time; 'run.seed=1' in sys.argv and sys.exit('broken');"
+        "time.sleep(60); open('survived', 'w')"
+    )
 
     def say(text: str) -> None:
         assert "good-msam-seed1: FAILED: broken" in text
@@ -274,11 +277,9 @@ def test_an_interrupt_ends_the_processes(home: _Home) -> None:
         resources=Resources(num_jobs=2, num_threads=1),
         say=say,
     )
-    start = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        runner.run(_plan("experiment", home.digits, num_seeds=3, out="interrupted").cells)
-    assert time.monotonic() - start < 40
-    assert not Path("interrupted/logs/runs-good-msam-seed2.log").exists()
+        runner.run(_plan("experiment", home.digits, num_seeds=2, out="interrupted").cells)
+    assert not Path("survived").exists()
 
 
 def _process(words: Sequence[str], **arguments: Any) -> subprocess.Popen[bytes]:
