@@ -79,6 +79,13 @@ def test_a_class_takes_the_configs_section() -> None:
             torch.testing.assert_close(state[name], tensor, rtol=1e-9, atol=1e-12)
 
 
+def test_a_class_goes_before_the_configs_name() -> None:
+    config = settings(micro_batches=4, optimizer={"name": "adamw", "lr": 0.125})
+    engine = engine_for(Run(config), optimizer=torch.optim.Adagrad)
+    assert type(engine.optimizer) is torch.optim.Adagrad
+    assert engine.learning_rate == 0.125
+
+
 def test_another_implementation_than_the_fused_one_may_be_asked_for() -> None:
     section = {"name": "adamw", "lr": 0.1, "args": {"foreach": True}}
     engine = engine_for(Run(settings(micro_batches=4, optimizer=section)))
