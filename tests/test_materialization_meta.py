@@ -47,7 +47,9 @@ def test_a_model_on_the_plain_meta_device_gets_the_same_values_in_any_order() ->
     assert differences(models[0], expected=models[2]) == []
     weights = [layer.weight for layer in models[0].modules() if isinstance(layer, nn.Linear)]
     assert all(0 < weight.abs().max() <= 8**-0.5 for weight in weights)
-    assert not torch.equal(weights[0].flatten(), weights[2].flatten()), "layers differ"
+    # Relative to their range, which depends on the shape.
+    drawn = [weight.detach().flatten() * weight.shape[1] ** 0.5 for weight in weights]
+    assert not torch.allclose(drawn[0], drawn[2], rtol=1e-3), "layers differ"
 
 
 def test_the_seed_decides_the_values_of_a_plain_meta_model() -> None:
