@@ -51,6 +51,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.safetensors"
 
 
+def test_initial_weights_follow_from_the_seed_alone() -> None:
+    states = []
+    for callers_seed, seed in ((1, 5), (2, 5), (2, 6)):
+        torch.manual_seed(callers_seed)
+        states.append(make("wrn", seed=seed).state_dict()["stem.weight"])
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[1], states[2])
+
+
 @pytest.mark.parametrize("which", NAMES)
 def test_the_same_model_gets_all_weights(which: str, path: Path) -> None:
     state = saved(make(which, seed=5), path)
@@ -93,6 +102,12 @@ def test_weights_of_grey_images_fit_grey_images(path: Path) -> None:
     state = saved(make("vit", seed=5, num_channels=1), path)
     found = make("vit", path, num_channels=1, num_classes=7).state_dict()
     assert torch.equal(found["patch_embed.proj.weight"], state["patch_embed.proj.weight"])
+
+
+def test_weights_of_grey_images_are_spread_over_colours(path: Path) -> None:
+    state = saved(make("vit", seed=5, num_channels=1), path)
+    found = make("vit", path).state_dict()["patch_embed.proj.weight"]
+    torch.testing.assert_close(found, state["patch_embed.proj.weight"].repeat(1, 3, 1, 1) / 3)
 
 
 @pytest.mark.parametrize(

@@ -204,7 +204,7 @@ FAULTS = (
         file="msam_scale/models/timm_models.py",
         old="            return shape[1]\n",
         new="            break\n",
-        claim="Weights of grey images are loaded as they are into a model of grey images.",
+        claim="Weights of grey images are spread over the colours of a model of colours.",
         tests=(_WEIGHTS,),
     ),
     Fault(
