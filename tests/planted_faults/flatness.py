@@ -278,8 +278,8 @@ FAULTS = (
     Fault(
         name="interrupt-leaves-runs-alone",
         file=f"{_REPRODUCTION}/running.py",
-        old="            process.terminate()\n",
-        new="            process.poll()\n",
+        old="            running = list(self._processes)\n",
+        new="            running = list(self._processes - self._processes)\n",
         claim="An interrupt ends the runs that were started.",
         tests=(_REPRODUCING,),
     ),
