@@ -41,7 +41,7 @@ class Phases:
         self.num_steps = num_steps
         self._last = objective.algorithm
         self._ends = [
-            # Rounded first: 0.1 * 30 is a little more than 3.
+            # Rounded first: 0.07 * 100 is a little more than 7.
             (ceil(round(phase.until * (num_steps or 0), 6)), phase.algorithm)
             for phase in objective.phases
         ]

@@ -1,0 +1,504 @@
+"""Every way to lay parameters out: buffers, reductions, norms, restores, loss scale, pieces."""
+
+from __future__ import annotations
+
+from tests.planted_faults import Fault
+
+_TRAJECTORY = "tests/test_one_trajectory.py::test_every_layout_follows_the_reference"
+_REPLICATED = f"{_TRAJECTORY}[replicated, W=2]"
+_FSDP = f"{_TRAJECTORY}[FSDP, W=2]"
+_ZERO1 = f"{_TRAJECTORY}[ZeRO-1, W=2]"
+_ZERO2 = f"{_TRAJECTORY}[ZeRO-2, W=2]"
+_ZERO3 = f"{_TRAJECTORY}[ZeRO-3, W=2]"
+_FORMAT = "tests/test_contract.py::test_it_takes_and_saves_the_state_of_a_single_process"
+_NO_TRACE = "tests/test_contract.py::test_bad_steps_errors_and_evaluation_leave_no_trace"
+_GOES_ON = "tests/test_contract.py::test_it_goes_on_from_a_single_process_as_the_reference_does"
+_GOES_BACK = "tests/test_contract.py::test_a_run_that_goes_back_goes_on_bit_for_bit"
+_PRECISION = "tests/test_contract.py::test_precision_and_loss_scale_are_what_was_asked_for"
+_AVERAGE = "tests/test_contract.py::test_the_average_is_that_of_the_weights_after_good_steps"
+_TRAFFIC = "tests/test_traffic.py"
+_BUFFERED = "msam_scale/sharding/buffered.py"
+_FSDP_FILE = "msam_scale/sharding/fsdp.py"
+_STAGES_1_2 = "msam_scale/sharding/zero/partitioned_optimizer.py"
+_STAGE_3 = "msam_scale/sharding/zero/partitioned_parameters.py"
+_PRIVATE = "msam_scale/sharding/zero/private_api.py"
+
+FAULTS = (
+    # What strategies share.
+    Fault(
+        name="accumulator-is-not-cleared",
+        file=_BUFFERED,
+        old="        self._accumulator.flat.zero_()\n",
+        new="",
+        claim="A step applies its own gradient alone.",
+        tests=(f"{_TRAJECTORY}[replicated, W=1]",),
+    ),
+    Fault(
+        name="ascent-gradient-is-not-cleared",
+        file=_BUFFERED,
+        old="        self.ascent_gradient.flat.zero_()\n",
+        new="",
+        claim="A micro-batch is perturbed along its own gradient alone.",
+        tests=(f"{_TRAJECTORY}[replicated, W=1]",),
+    ),
+    Fault(
+        name="ascent-is-summed-over-all-ranks",
+        file=_BUFFERED,
+        old="within=plan.group_size)",
+        new="within=self._ranks.size)",
+        claim="Nothing of an ascent leaves the ranks that share a micro-batch.",
+        tests=(_REPLICATED,),
+    ),
+    Fault(
+        name="descent-is-summed-over-a-perturbation-group",
+        file=_BUFFERED,
+        old="within=request.ranks.size)",
+        new="within=request.plan.group_size)",
+        claim="Every rank applies the gradient of the whole mini-batch.",
+        tests=(_REPLICATED,),
+    ),
+    Fault(
+        name="accumulator-is-summed-after-every-micro-batch",
+        file=_BUFFERED,
+        old="group=self._descent_group if last else None,",
+        new="group=self._descent_group,",
+        claim="Gradients are reduced once a step.",
+        tests=(_REPLICATED, _TRAFFIC),
+    ),
+    Fault(
+        name="gradients-wait-for-the-end-of-the-backward",
+        file="msam_scale/sharding/gradient_reduction.py",
+        old="        while len(self._works) < len(self._ranges) and not "
+        "self._missing[len(self._works)]:\n            self._launch_next()\n",
+        new="",
+        claim="Gradients leave while the last backward still runs.",
+        tests=(f"{_TRAFFIC}::test_gradients_leave_while_the_backward_runs",),
+    ),
+    Fault(
+        name="sums-on-their-way-arrive-after-an-error",
+        file="msam_scale/sharding/gradient_reduction.py",
+        old="        if self._buffer is not None:\n            for work in self._works:\n"
+        "                work.wait()\n        self._buffer = None\n\n    def _on_gradient",
+        new="        pass\n\n    def _on_gradient",
+        claim="After an error in a backward the next step is right.",
+        tests=("tests/test_step_errors.py",),
+    ),
+    Fault(
+        name="small-gradients-are-scaled-up-by-clipping",
+        file=_BUFFERED,
+        old="(max_norm / (norm + 1e-6)).clamp(max=1.0)",
+        new="max_norm / (norm + 1e-6)",
+        claim="Clipping leaves gradients below the norm as they are.",
+        tests=(f"{_TRAJECTORY}[replicated, W=1]",),
+    ),
+    Fault(
+        name="a-skipped-step-is-applied",
+        file=_BUFFERED,
+        old="step_unless(self.optimizer, skip)",
+        new="self.optimizer.step()",
+        claim="A step with a gradient that is not finite leaves the weights as they are.",
+        tests=(f"{_NO_TRACE}[replicated]",),
+    ),
+    Fault(
+        name="frozen-behind-the-engine",
+        file=_BUFFERED,
+        old="if [p.requires_grad for p in self._all_parameters] != self._trained:",
+        new="if len(self._all_parameters) != len(self._trained):",
+        claim="Parameters that are frozen behind the engine are noticed.",
+        tests=("tests/test_initialize.py",),
+    ),
+    Fault(
+        name="loss-scale-is-applied-twice",
+        file=_BUFFERED,
+        old="loss = self._loss_scale.scaled(loss)",
+        new="loss = self._loss_scale.scaled(self._loss_scale.scaled(loss))",
+        claim="A loss scale changes nothing but what rounds away.",
+        tests=(f"{_GOES_ON}[replicated, float16]",),
+    ),
+    Fault(
+        name="ascent-keeps-the-loss-scale",
+        file=_BUFFERED,
+        old="            self._loss_scale.unscale(self.ascent_gradient.flat)\n",
+        new="            pass\n",
+        claim="Ascent norms, and unnormalized ascents, do not depend on the loss scale.",
+        tests=(f"{_GOES_ON}[replicated, float16]",),
+    ),
+    Fault(
+        name="loss-scale-falls-without-an-overflow",
+        file="msam_scale/sharding/loss_scale.py",
+        old="falls = skip & (patience <= 1)",
+        new="falls = skip & (patience < 1)",
+        claim="The loss scale follows DeepSpeed's rule under every strategy.",
+        tests=("tests/test_precision.py",),
+    ),
+    Fault(
+        name="loss-scale-of-a-checkpoint-is-forgotten",
+        file=_BUFFERED,
+        old="            self._loss_scale.load(counters)",
+        new="            pass",
+        claim="A resumed run goes on with the loss scale of the run before.",
+        tests=(f"{_PRECISION}[replicated, float16]",),
+    ),
+    Fault(
+        name="norms-leave-out-what-fills-no-block",
+        file="msam_scale/sharding/norms.py",
+        old=" + rest.double().square()",
+        new="",
+        claim="Norms are over all parameters.",
+        tests=("tests/test_sharding_replicated.py",),
+    ),
+    Fault(
+        name="fidelity-is-that-of-a-ranks-shards",
+        file="msam_scale/sharding/fidelity.py",
+        old="        dist.all_reduce(sums, group=group)\n",
+        new="        pass\n",
+        claim="The reported fidelity is that of the whole perturbation.",
+        tests=("tests/test_precision.py",),
+    ),
+    Fault(
+        name="buffers-of-the-model-are-each-ranks-own",
+        file="msam_scale/sharding/placement.py",
+        old="            _broadcast(placed, request.ranks.world)\n",
+        new="",
+        claim="Every rank begins with the parameters and buffers of rank 0.",
+        tests=("tests/test_sharding_replicated.py",),
+    ),
+    Fault(
+        name="a-vanilla-run-pays-for-the-ascent",
+        file=_BUFFERED,
+        old="        if request.ascends:\n            self.hold_ascent_gradient()\n",
+        new="        self.hold_ascent_gradient()\n",
+        claim="mSAM holds one gradient more than plain training, which holds no more than it did.",
+        tests=("tests/test_memory.py",),
+    ),
+    # Replicated parameters.
+    Fault(
+        name="weights-come-back-only-without-an-error",
+        file="msam_scale/sharding/replicated.py",
+        old="        try:\n            self._point_at(views)\n            yield\n"
+        "        finally:\n            self._point_at(weights)\n",
+        new="        self._point_at(views)\n        yield\n        self._point_at(weights)\n",
+        claim="Whatever happens at w + ε, the model has w again.",
+        tests=("tests/test_step_errors.py",),
+    ),
+    Fault(
+        name="epsilon-is-subtracted-from-replicated-weights",
+        file="msam_scale/sharding/replicated.py",
+        old="        torch._foreach_add_(views, weights)\n        try:\n"
+        "            self._point_at(views)\n            yield\n"
+        "        finally:\n            self._point_at(weights)\n",
+        new="        torch._foreach_add_(weights, views)\n        try:\n            yield\n"
+        "        finally:\n            torch._foreach_sub_(weights, views)\n",
+        claim="The weights are restored bit for bit.",
+        tests=("tests/test_exactness.py",),
+    ),
+    Fault(
+        name="narrow-copies-of-the-weights-live-on",
+        file="msam_scale/sharding/replicated.py",
+        old="        torch.clear_autocast_cache()\n",
+        new="        pass\n",
+        claim="A caller's own autocast does not hide the perturbation.",
+        tests=("tests/test_precision.py",),
+    ),
+    Fault(
+        name="weights-are-copied-before-they-are-perturbed",
+        file="msam_scale/sharding/replicated.py",
+        old="        weights = self.weights()\n        views =",
+        new="        weights = [weight.clone() for weight in self.weights()]\n        views =",
+        claim="Perturbing takes no memory beyond the ascent gradient's.",
+        tests=("tests/test_memory.py",),
+    ),
+    # FSDP.
+    Fault(
+        name="fsdp-norm-is-over-a-ranks-shards",
+        file=_FSDP_FILE,
+        old="        return self._summed_over_shards(total)\n",
+        new="        return total\n",
+        claim="The norm of an ascent is over all shards.",
+        tests=(_FSDP,),
+    ),
+    Fault(
+        name="fsdp-counts-what-is-whole-on-every-rank",
+        file=_FSDP_FILE,
+        old="        if self._counts_whole:\n            total = total +",
+        new="        if True:\n            total = total +",
+        claim="Parameters that every rank holds whole count once in a norm.",
+        tests=(_FSDP, f"{_GOES_ON}[FSDP, bfloat16, offloaded]"),
+    ),
+    Fault(
+        name="hybrid-fsdp-counts-what-is-whole-in-one-group",
+        file=_FSDP_FILE,
+        old="self._counts_whole = request.ranks.rank % request.plan.shard_group_size == 0",
+        new="self._counts_whole = request.ranks.rank == 0",
+        claim="Every shard group counts its whole parameters once.",
+        tests=(f"{_GOES_ON}[hybrid FSDP 2x2]",),
+    ),
+    Fault(
+        name="fsdp-restores-by-subtracting",
+        file=_FSDP_FILE,
+        old="        torch._foreach_add_(views, weights)\n        _swap(weights, views)\n"
+        "        try:\n            yield\n        finally:\n"
+        "            self._reshard()  # an error in a forward leaves w + ε gathered\n"
+        "            torch._foreach_copy_(weights, views)\n",
+        new="        epsilon = [view.clone() for view in views]\n"
+        "        torch._foreach_add_(weights, epsilon)\n"
+        "        try:\n            yield\n        finally:\n            self._reshard()\n"
+        "            torch._foreach_sub_(weights, epsilon)\n",
+        claim="The weights are restored bit for bit.",
+        tests=(f"{_NO_TRACE}[FSDP]",),
+    ),
+    Fault(
+        name="fsdp-keeps-the-perturbed-weights-gathered",
+        file=_FSDP_FILE,
+        old="            self._reshard()  # an error in a forward leaves w + ε gathered\n",
+        new="",
+        claim="An error at w + ε leaves nothing of it behind.",
+        tests=(f"{_NO_TRACE}[FSDP]",),
+    ),
+    Fault(
+        name="fsdp-does-not-sum-what-is-whole",
+        file=_FSDP_FILE,
+        old="            dist.all_reduce(whole, group=self._shard_group)\n",
+        new="            pass\n",
+        claim="Gradients of parameters that every rank holds whole are summed as others are.",
+        tests=(_FSDP,),
+    ),
+    Fault(
+        name="fsdp-averages-over-ranks",
+        file=_FSDP_FILE,
+        old="        module.set_gradient_divide_factor(1.0)\n",
+        new="        module.set_gradient_divide_factor(2.0)\n",
+        claim="Gradients are summed over ranks; the self-test stops a backend that does not.",
+        tests=("tests/test_self_test.py",),
+    ),
+    Fault(
+        name="fsdp-leaves-unused-parameters-out",
+        file=_FSDP_FILE,
+        old="        module.set_reduce_scatter_unused_params(True)\n",
+        new="",
+        claim="Ranks may leave different parameters unused.",
+        tests=(_FSDP,),
+    ),
+    Fault(
+        name="fsdp-loads-behind-what-is-gathered",
+        file=_FSDP_FILE,
+        old='        """Takes this rank\'s shards of saved tensors."""\n        self._reshard()\n',
+        new='        """Takes this rank\'s shards of saved tensors."""\n',
+        claim="Loaded weights are what forwards compute with, also after an evaluation.",
+        tests=(f"{_NO_TRACE}[FSDP]",),
+    ),
+    # ZeRO-1 and 2.
+    Fault(
+        name="zero-1-and-2-average-over-ranks",
+        file=_STAGES_1_2,
+        old="        self._accumulator.flat.mul_(self._ranks.size)\n",
+        new="",
+        claim="DeepSpeed's average over ranks does not make the gradient smaller.",
+        tests=(_ZERO1,),
+    ),
+    Fault(
+        name="zero-1-and-2-give-their-views-away",
+        file=_STAGES_1_2,
+        old="self._install([view.detach() for view in self._accumulator.views])",
+        new="self._install(self._accumulator.views)",
+        claim="DeepSpeed's buckets never stand in for the accumulator.",
+        tests=(_ZERO1,),
+    ),
+    Fault(
+        name="zero-1-and-2-clip-by-a-pieces-norm",
+        file=_STAGES_1_2,
+        old="            dist.all_reduce(total, group=self._ranks.world)\n",
+        new="            pass\n",
+        claim="The gradient's norm is over all ranks' pieces.",
+        tests=(_ZERO1,),
+    ),
+    Fault(
+        name="zero-1-and-2-keep-a-skipped-reduction",
+        file=_STAGES_1_2,
+        old="            private_api.drop_reduced_gradients(self._engine)\n",
+        new="            pass\n",
+        claim="Nothing of a skipped step is in the next one.",
+        tests=(f"{_GOES_ON}[ZeRO-1]", f"{_GOES_ON}[ZeRO-2, offloaded]"),
+    ),
+    Fault(
+        name="padding-of-offloaded-pieces-keeps-its-nan",
+        file=_PRIVATE,
+        old="            piece.grad.zero_()  # nothing else",
+        new="            pass  # nothing else",
+        claim="An offloaded run goes on after a step that was left out.",
+        tests=(f"{_NO_TRACE}[ZeRO-2, offloaded]",),
+    ),
+    Fault(
+        name="masters-are-not-loaded",
+        file="msam_scale/sharding/zero/group_state.py",
+        old="            private_api.refresh_masters(self._engine)\n",
+        new="",
+        claim="A resumed run goes on with the loaded weights, and not with those before.",
+        tests=(f"{_GOES_ON}[ZeRO-1]",),
+    ),
+    Fault(
+        name="state-is-saved-from-the-start-of-a-piece",
+        file="msam_scale/sharding/zero/group_state.py",
+        old="values = tensor.view(-1)[first - begin : last - begin]",
+        new="values = tensor.view(-1)[: last - first]",
+        claim="Each element of the optimizer's state is saved where it belongs.",
+        tests=(f"{_FORMAT}[ZeRO-1]",),
+    ),
+    # ZeRO-3.
+    Fault(
+        name="zero-3-unused-gradients-are-not-cleared",
+        file=_PRIVATE,
+        old="    gradient_shards(engine).zero_()  # a parameter",
+        new="    # a parameter",
+        claim="A parameter that goes unused has no gradient of before.",
+        tests=(_ZERO3, f"{_TRAJECTORY}[ZeRO-3, W=4]"),
+    ),
+    Fault(
+        name="zero-3-descends-on-top-of-the-ascent",
+        file=_STAGE_3,
+        old="        if self._ascends:\n            private_api.start_accumulating(self._engine)\n",
+        new="",
+        claim="The applied gradient is that at w + ε alone.",
+        tests=(_ZERO3,),
+    ),
+    Fault(
+        name="zero-3-norm-is-over-a-ranks-shards",
+        file=_STAGE_3,
+        old="        dist.all_reduce(total, group=self._shard_group)\n",
+        new="",
+        claim="The norm of an ascent is over all shards.",
+        tests=(_ZERO3,),
+    ),
+    Fault(
+        name="zero-3-stays-at-the-perturbed-weights",
+        file=_STAGE_3,
+        old="        finally:\n            self._set_computing(self._masters)\n",
+        new="        finally:\n            pass\n",
+        claim="After a micro-batch forwards compute at w again.",
+        tests=(_ZERO3,),
+    ),
+    Fault(
+        name="zero-3-persistent-parameters-stay-as-they-were",
+        file=_STAGE_3,
+        old="            private_api.release_gathered(self._engine)\n"
+        "            torch._foreach_copy_",
+        new="            torch._foreach_copy_",
+        claim="What DeepSpeed keeps gathered is perturbed and restored with the rest.",
+        tests=(_ZERO3,),
+    ),
+    Fault(
+        name="zero-3-secondary-shards-are-not-renewed",
+        file=_PRIVATE,
+        old="    optimizer.invalidate_secondary_tensor()\n",
+        new="",
+        claim="Secondary shards (hpZ) are those of the weights as they are.",
+        tests=(f"{_GOES_ON}[ZeRO-3, hpZ]",),
+    ),
+    Fault(
+        name="zero-3-frozen-secondary-shards-are-not-renewed",
+        file=_PRIVATE,
+        old="    parameter.ds_secondary_tensor = None  # type: ignore[attr-defined]\n",
+        new="",
+        claim="Loaded weights that are not trained reach the forwards.",
+        tests=("tests/test_sharding_zero.py::test_loaded_weights_reach_secondary_shards",),
+    ),
+    Fault(
+        name="hybrid-zero-3-divides-by-the-world",
+        file=_STAGE_3,
+        old="        self._num_averaged = size\n",
+        new="        self._num_averaged = request.ranks.size\n",
+        claim="DeepSpeed's average over a shard group does not make the gradient smaller.",
+        tests=(f"{_GOES_ON}[hybrid ZeRO-3 2x2]",),
+    ),
+    Fault(
+        name="hybrid-zero-3-sums-over-shard-groups-only",
+        file=_STAGE_3,
+        old="            if self._descent_group is not None:\n",
+        new="            if self._descent_group is None:\n",
+        claim="Every rank applies the gradient of the whole mini-batch.",
+        tests=(f"{_GOES_ON}[hybrid ZeRO-3 2x2]",),
+    ),
+    Fault(
+        name="zero-3-gradient-is-divided-by-the-loss-scale-twice",
+        file=_STAGE_3,
+        old="        self._gradient.mul_(private_api.loss_scale(self._engine))"
+        "  # DeepSpeed will divide by it\n",
+        new="",
+        claim="A loss scale changes nothing but what rounds away.",
+        tests=(f"{_GOES_ON}[ZeRO-3, float16, offloaded in sub-groups]",),
+    ),
+    Fault(
+        name="zero-3-offloaded-steps-on-the-gradient-of-before",
+        file=_STAGE_3,
+        old="            torch._foreach_copy_(offloaded, self.ascent_gradient.views)\n",
+        new="            pass\n",
+        claim="An offloaded optimizer steps on the gradient of its step.",
+        tests=(f"{_GOES_ON}[ZeRO-3, float16, offloaded in sub-groups]",),
+    ),
+    Fault(
+        name="zero-3-hides-an-overflow-from-the-loss-scaler",
+        file=_STAGE_3,
+        old='                self._gradient.fill_(float("inf"))\n                self._step()\n',
+        new="                pass\n",
+        claim="The loss scale falls after an overflow.",
+        tests=(f"{_PRECISION}[ZeRO-3, float16, offloaded in sub-groups]",),
+    ),
+    Fault(
+        name="zero-3-does-not-load-the-loss-scale",
+        file=_STAGE_3,
+        old='        scaler.cur_scale = counters["loss_scale"]\n',
+        new="",
+        claim="A resumed run goes on with the loss scale of the run before.",
+        tests=(f"{_PRECISION}[ZeRO-3, float16, offloaded in sub-groups]",),
+    ),
+    Fault(
+        name="zero-3-loads-behind-what-computes",
+        file=_STAGE_3,
+        old="        self._state.load(self.optimizer, weights, optimizer_state)\n"
+        "        self.weights_written()\n",
+        new="        self._state.load(self.optimizer, weights, optimizer_state)\n",
+        claim="A resumed run computes with the loaded weights.",
+        tests=(f"{_GOES_ON}[ZeRO-3, bfloat16]",),
+    ),
+    # Who saves what.
+    Fault(
+        name="shares-leave-gaps",
+        file="msam_scale/sharding/pieces.py",
+        old="stop = min(max(0, -(-(last - position) // size)), piece.values.numel())",
+        new="stop = min(max(0, (last - position) // size), piece.values.numel())",
+        claim="All ranks together save every element once.",
+        tests=(f"{_FORMAT}[replicated]",),
+    ),
+    Fault(
+        name="shards-are-counted-in-rows-of-the-world",
+        file="msam_scale/sharding/pieces.py",
+        old="    first = min(tensor.device_mesh.get_local_rank() * rows, num_rows)\n",
+        new="    first = min(torch.distributed.get_rank() * rows, num_rows)\n",
+        claim="Each shard group saves, and takes, its own parts of a tensor.",
+        tests=(f"{_FORMAT}[hybrid FSDP 2x2]",),
+    ),
+    Fault(
+        name="replicas-save-everything-twice",
+        file="msam_scale/sharding/pieces.py",
+        old="        *share_of(sharded, index=replica, count=num_replicas),\n",
+        new="        *sharded,\n",
+        claim="What several shard groups hold is saved once.",
+        tests=(f"{_FORMAT}[hybrid FSDP 2x2]",),
+    ),
+    Fault(
+        name="state-of-channels-last-weights-is-taken-as-it-lies",
+        file="msam_scale/sharding/state.py",
+        old="        return torch.empty_like(like, dtype=whole.dtype).copy_(whole)\n",
+        new="        return whole.clone()\n",
+        claim="A resumed run goes on bit for bit, whatever the layout of its weights' memory.",
+        tests=(f"{_GOES_BACK}[replicated]", "tests/test_sharding_replicated.py"),
+    ),
+    Fault(
+        name="state-of-another-models-parameters-is-taken",
+        file="msam_scale/sharding/state.py",
+        old="    if keys and (missing := set(names) - keys.keys()):\n",
+        new="    if not keys and (missing := set(names) - keys.keys()):\n",
+        claim="An optimizer's state that lacks a parameter is refused.",
+        tests=("tests/checkpoint/test_checkpoint_refused.py",),
+    ),
+)
