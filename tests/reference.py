@@ -46,6 +46,7 @@ def reference_run(
     norm_samples: int | None = None,
     seed: int = 0,
     normalizes: bool = True,
+    algorithms: Sequence[str] | None = None,
 ) -> Reference:
     """Trains in the model's own type, one micro-batch at a time.
 
@@ -61,6 +62,8 @@ def reference_run(
         norm_samples: samples that batch norms normalise together; None: a micro-batch.
         seed: of the dropout masks.
         normalizes: whether the perturbation has the length ρ, or is ρ times the gradient.
+        algorithms: of each step, `vanilla` or `sam` (of one micro-batch) or `msam`; by default the
+            one that `rho` means.
     """
     place = Place(seed=seed, norm_samples=norm_samples)
     replace_layers(model, place)
@@ -86,11 +89,14 @@ def reference_run(
         place.begin_step(step, num_samples=len(batch[0]))
         total = [torch.zeros_like(parameter) for parameter in parameters]
         losses, norms = [], []
-        parts = torch.arange(len(batch[0])).tensor_split(micro_batches)
+        algorithm = algorithms[step] if algorithms else "vanilla" if rho is None else "msam"
+        num_parts = 1 if algorithm == "sam" else micro_batches
+        parts = torch.arange(len(batch[0])).tensor_split(num_parts)
         for number, part in enumerate(parts):
             loss, gradients = loss_and_gradients(batch, part, records=True)
             losses.append(loss)
-            if rho is not None:
+            if algorithm != "vanilla":
+                assert rho is not None
                 norm = torch.cat([g.flatten() for g in gradients]).norm().item()
                 norms.append(norm)
                 before = [parameter.detach().clone() for parameter in parameters]
@@ -104,7 +110,7 @@ def reference_run(
                     for parameter, old in zip(parameters, before, strict=True):
                         parameter.copy_(old)
             for sum_, gradient in zip(total, gradients, strict=True):
-                sum_.add_(gradient / micro_batches)
+                sum_.add_(gradient / num_parts)
         for parameter, gradient in zip(parameters, total, strict=True):
             parameter.grad = gradient
         result.gradient_norms.append(float(torch.nn.utils.get_total_norm(total)))
@@ -112,8 +118,8 @@ def reference_run(
             torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
         place.end_step()
-        result.losses.append(sum(losses) / micro_batches)
-        result.ascent_norms.append(sum(norms) / micro_batches)
+        result.losses.append(sum(losses) / num_parts)
+        result.ascent_norms.append(sum(norms) / num_parts)
     result.state.update(_copied(model))
     return result
 

@@ -117,7 +117,7 @@ def _whole_and_streamed_alike() -> None:
     _assert_same(whole.full_state_dict(), streamed.full_state_dict())
 
 
-@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2])
 def test_an_iterator_over_micro_batches_is_the_whole_batch(size: int, on_ranks: OnRanks) -> None:
     on_ranks(size, _whole_and_streamed_alike)
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.part("benchmarks")
+
 _ROOT = Path(__file__).parents[1]
 
 

@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from engine_models import build_model, cross_entropy, mini_batch
-from engine_runs import ADAMW, SGD, Run, engine_for, settings
+from engine_runs import ADAMW, Run, engine_for, own_part, settings
+from layouts import LAYOUTS
+from rank_pool import OnRanks
+from torch.distributed.tensor import DTensor
 
 # Views of a flat buffer start at multiples of so many bytes.
 _ALIGNMENT = 64
 _NUM_MICRO_BATCHES = 4
-
-
-@pytest.fixture(autouse=True)
-def _only_new_objects() -> Iterator[None]:
-    # What is frozen is not listed, which makes the census right and fast.
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def _live_bytes() -> int:
@@ -31,13 +24,16 @@ def _live_bytes() -> int:
     storages = {}
     for thing in gc.get_objects():
         # Not isinstance: it would ask lazy proxies for their class.
-        if issubclass(type(thing), torch.Tensor) and thing.device.type == "cpu":
+        kind = type(thing)
+        if not issubclass(kind, torch.Tensor) or issubclass(kind, DTensor):
+            continue  # the local part of a DTensor is an object of its own
+        if thing.device.type == "cpu":
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(size for size in storages.values() if size > 8)
 
 
-def _measured(algorithm: str, optimizer: dict[str, Any]) -> tuple[int, list[int]]:
+def _measured(sharding: dict[str, Any], algorithm: str, model: str) -> tuple[int, list[int]]:
     """Bytes after a step, and in each of its forwards, over what was there before."""
     base = _live_bytes()
     in_forwards: list[int] = []
@@ -49,11 +45,12 @@ def _measured(algorithm: str, optimizer: dict[str, Any]) -> tuple[int, list[int]
     config = settings(
         algorithm=algorithm,
         micro_batches=_NUM_MICRO_BATCHES,
-        optimizer=optimizer,
+        optimizer=ADAMW,
         precision="float32",
+        **sharding,
     )
-    engine = engine_for(Run(config), loss_fn=loss_fn)
-    batch = mini_batch(0, dtype=torch.float32)
+    engine = engine_for(Run(config, model=model), loss_fn=loss_fn)
+    batch = own_part(engine, mini_batch(0, dtype=torch.float32))
     for _ in range(2):
         in_forwards.clear()
         step = engine.train_step(batch)
@@ -61,20 +58,38 @@ def _measured(algorithm: str, optimizer: dict[str, Any]) -> tuple[int, list[int]
     return _live_bytes() - base, in_forwards
 
 
-@pytest.mark.parametrize("optimizer", [SGD, ADAMW], ids=["sgd", "adamw"])
-def test_one_gradient_sized_buffer_more_than_vanilla(optimizer: dict[str, Any]) -> None:
+def _vanilla_and_msam(row: str, model: str) -> list[tuple[int, list[int]]]:
+    # The first engine makes what a process keeps.
+    _measured(LAYOUTS[row].sharding, "msam", model)
+    # What is frozen is not listed, which makes the census right and fast.
+    gc.collect()
+    gc.freeze()
+    try:
+        return [_measured(LAYOUTS[row].sharding, name, model) for name in ("vanilla", "msam")]
+    finally:
+        gc.unfreeze()
+
+
+def test_one_gradient_sized_buffer_more_than_vanilla() -> None:
     parameters = [p for p in build_model("odd").parameters() if p.requires_grad]
     padded = sum(-(-p.nbytes // _ALIGNMENT) * _ALIGNMENT for p in parameters)
-    exact = sum(p.nbytes for p in parameters)
-    assert exact <= padded < exact + _ALIGNMENT * len(parameters)
-    vanilla_after, vanilla_forwards = _measured("vanilla", optimizer)
-    after, forwards = _measured("msam", optimizer)
-    assert after - vanilla_after == padded
-    ascents, descents = forwards[::2], forwards[1::2]
-    assert len(ascents) == len(descents) == len(vanilla_forwards) == _NUM_MICRO_BATCHES
-    for at_weights, perturbed, vanilla in zip(ascents, descents, vanilla_forwards, strict=True):
-        assert at_weights - vanilla == padded
-        assert perturbed - vanilla == padded
+    vanilla, msam = _vanilla_and_msam("replicated", "odd")
+    assert msam[0] - vanilla[0] == padded
+    ascents, descents = msam[1][::2], msam[1][1::2]
+    assert len(ascents) == len(descents) == len(vanilla[1]) == _NUM_MICRO_BATCHES
+    for at_weights, perturbed, plain in zip(ascents, descents, vanilla[1], strict=True):
+        assert at_weights - plain == padded
+        assert perturbed - plain == padded
+
+
+@pytest.mark.parametrize(("row", "share"), [("FSDP", 2), ("ZeRO-2", 1), ("ZeRO-3", 2)])
+def test_it_is_sharded_where_gradients_are(row: str, share: int, on_ranks: OnRanks) -> None:
+    parameters = [p for p in build_model("bert").parameters() if p.requires_grad]
+    exact = sum(p.nbytes for p in parameters) / share
+    for vanilla, msam in on_ranks(2, _vanilla_and_msam, row, "bert"):
+        more = msam[0] - vanilla[0]
+        # Shards are padded to equal sizes, and views to 64 bytes.
+        assert 0.97 * exact <= more <= 1.03 * exact + _ALIGNMENT * len(parameters)
 
 
 def test_the_census_sees_a_second_copy_of_the_weights() -> None:

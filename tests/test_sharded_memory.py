@@ -14,6 +14,8 @@ from rank_pool import OnRanks
 from report import add_row
 from torch.distributed.tensor import DTensor
 
+pytestmark = pytest.mark.part("memory")
+
 _TITLE = "Memory: bytes on rank 0 between two steps, live and by the formula of docs/sharding.md"
 _KINDS = ("weights", "gradient", "ascent", "optimizer")
 CELLS = [(row, size) for row, layout in LAYOUTS.items() for size in layout.sizes]

@@ -1,4 +1,4 @@
-"""A run that moves: ZeRO-3 on four ranks, then FSDP on two, then replicated on one."""
+"""A run that moves: ZeRO-3 on two ranks, then FSDP on four, then replicated on one."""
 
 from __future__ import annotations
 
@@ -45,12 +45,13 @@ def _checkpoint(name: str) -> dict[str, torch.Tensor]:
     return checkpoint_tensors(f"runs/{name}/checkpoints/step-{_STEPS:08d}")
 
 
+@pytest.mark.layouts
 def test_a_run_moves_between_strategies_and_numbers_of_ranks(
     config: str, tmp_path: Path, on_ranks: OnRanks
 ) -> None:
     home = str(tmp_path)
     on_ranks(1, train, config, home, [*_WORDS, "run.name=whole"])
-    moves = [(4, "zero3", 2), (2, "fsdp", 3), (1, "replicated", None)]
+    moves = [(2, "zero3", 2), (4, "fsdp", 3), (1, "replicated", None)]
     for size, strategy, stop_after in moves:
         words = [*_WORDS, "run.name=moved", f"sharding.strategy={strategy}"]
         on_ranks(size, train, config, home, words, stop_after=stop_after)
