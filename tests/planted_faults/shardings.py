@@ -8,14 +8,12 @@ _TRAJECTORY = "tests/test_one_trajectory.py::test_every_layout_follows_the_refer
 _REPLICATED = f"{_TRAJECTORY}[replicated, W=2]"
 _FSDP = f"{_TRAJECTORY}[FSDP, W=2]"
 _ZERO1 = f"{_TRAJECTORY}[ZeRO-1, W=2]"
-_ZERO2 = f"{_TRAJECTORY}[ZeRO-2, W=2]"
 _ZERO3 = f"{_TRAJECTORY}[ZeRO-3, W=2]"
 _FORMAT = "tests/test_contract.py::test_it_takes_and_saves_the_state_of_a_single_process"
 _NO_TRACE = "tests/test_contract.py::test_bad_steps_errors_and_evaluation_leave_no_trace"
 _GOES_ON = "tests/test_contract.py::test_it_goes_on_from_a_single_process_as_the_reference_does"
 _GOES_BACK = "tests/test_contract.py::test_a_run_that_goes_back_goes_on_bit_for_bit"
 _PRECISION = "tests/test_contract.py::test_precision_and_loss_scale_are_what_was_asked_for"
-_AVERAGE = "tests/test_contract.py::test_the_average_is_that_of_the_weights_after_good_steps"
 _TRAFFIC = "tests/test_traffic.py"
 _BUFFERED = "msam_scale/sharding/buffered.py"
 _FSDP_FILE = "msam_scale/sharding/fsdp.py"
@@ -491,7 +489,7 @@ FAULTS = (
         old="        return torch.empty_like(like, dtype=whole.dtype).copy_(whole)\n",
         new="        return whole.clone()\n",
         claim="A resumed run goes on bit for bit, whatever the layout of its weights' memory.",
-        tests=(f"{_GOES_BACK}[replicated]", "tests/test_sharding_replicated.py"),
+        tests=(f"{_GOES_ON}[replicated]",),
     ),
     Fault(
         name="state-of-another-models-parameters-is-taken",
