@@ -35,8 +35,8 @@ FAULTS = (
     Fault(
         name="optimizer-steps-with-gradients-on",
         file="msam_scale/optimization/eager.py",
-        old='self.defaults.get("differentiable", False)',
-        new='self.defaults.get("differentiable", True)',
+        old='        with torch.set_grad_enabled(self.defaults.get("differentiable", False)):',
+        new="        with torch.enable_grad():",
         claim="the engine's optimizers do what torch's classes do",
         tests=("tests/test_start_up.py",),
     ),
