@@ -421,7 +421,7 @@ FAULTS = (
         "from launch.local_ranks import start_ranks  # noqa: F401\n"
         "from msam_scale.ranks import join  # noqa: F401\n",
         claim="Looking at a config takes no seconds of imports.",
-        tests=(f"{_OF_THE_COMMAND}::test_looking_at_a_config_does_not_import_torch",),
+        tests=("tests/test_start_up.py::test_nothing_is_imported_before_it_is_used",),
     ),
     Fault(
         name="a-checkpoint-is-read-with-pickle",
