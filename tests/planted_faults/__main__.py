@@ -12,9 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,13 +22,12 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from tests.planted_faults import ROOT, Fault, all_faults
+from tests.planted_faults._pytest_runs import NOTICED, PASSED, run_pytest
 from tests.tree import copy_of_the_tree, state_of_the_tree
 
 _RECORD = ROOT / "build" / "planted_faults.jsonl"
 _SECONDS_FOR_NAMED_TESTS = 600
 _SECONDS_FOR_ALL_TESTS = 3600
-# What pytest's exit codes mean here; with the others it has not tested anything.
-_NOTICED, _PASSED = 1, 0
 
 
 def main() -> int:
@@ -101,11 +97,11 @@ def _passes_without_a_fault(faults: Sequence[Fault], copies: SimpleQueue[Path]) 
     tests = list(dict.fromkeys(test for fault in faults for test in fault.tests))
     print(f"without a fault: {len(tests)} files or tests", flush=True)
     copy = copies.get()
-    code, said = _pytest(copy, tests, "-n", "2", seconds=_SECONDS_FOR_ALL_TESTS)
+    code, said = run_pytest(copy, tests, "-n", "2", seconds=_SECONDS_FOR_ALL_TESTS)
     copies.put(copy)
-    if code != _PASSED:
+    if code != PASSED:
         print(f"{said}\nwithout any fault the named tests have to pass")
-    return code == _PASSED
+    return code == PASSED
 
 
 def _is_noticed(fault: Fault, copies: SimpleQueue[Path], state: str) -> bool:
@@ -113,49 +109,25 @@ def _is_noticed(fault: Fault, copies: SimpleQueue[Path], state: str) -> bool:
     start = time.monotonic()
     try:
         text = fault.plant(copy)
-        code, said = _pytest(copy, fault.tests, "-n", "0", seconds=_SECONDS_FOR_NAMED_TESTS)
+        code, said = run_pytest(copy, fault.tests, "-n", "0", seconds=_SECONDS_FOR_NAMED_TESTS)
         by = "the tests it names"
-        if code == _PASSED:
-            code, said = _pytest(copy, [], "-n", "2", seconds=_SECONDS_FOR_ALL_TESTS)
+        if code == PASSED:
+            code, said = run_pytest(copy, [], "-n", "2", seconds=_SECONDS_FOR_ALL_TESTS)
             by = "make test, but not by the tests it names"
         fault.take_out(copy, text)
     finally:
         copies.put(copy)
-    if code not in (_NOTICED, _PASSED):
+    if code not in (NOTICED, PASSED):
         print(f"{said}\n{fault.name}: pytest ended with {code} before it tested anything")
         return False
     seconds = time.monotonic() - start
-    verdict = f"noticed by {by}" if code == _NOTICED else "UNNOTICED"
+    verdict = f"noticed by {by}" if code == NOTICED else "UNNOTICED"
     print(f"{seconds:6.0f} s  {fault.name}: {verdict}", flush=True)
-    if code == _NOTICED:
+    if code == NOTICED:
         _RECORD.parent.mkdir(exist_ok=True)
         with _RECORD.open("a", encoding="utf-8") as record:
             record.write(json.dumps({"state": state, "name": fault.name}) + "\n")
-    return code == _NOTICED
-
-
-def _pytest(copy: Path, tests: Sequence[str], *words: str, seconds: float) -> tuple[int, str]:
-    """Pytest's exit code and what it said; a run that hangs has noticed something."""
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *words, *tests]
-    # Before an installed copy of the product, also in the processes that tests start.
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    process = subprocess.Popen(
-        command,
-        cwd=copy,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said, _ = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        said, _ = process.communicate()
-        return _NOTICED, said
-    return process.returncode, said
+    return code == NOTICED
 
 
 if __name__ == "__main__":
