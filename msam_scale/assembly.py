@@ -10,10 +10,10 @@ from msam_scale.engine import Engine
 from msam_scale.layers import PassContext, install_layers
 from msam_scale.layers.block_wrapping import wrap_blocks
 from msam_scale.layers.blocks import find_blocks
+from msam_scale.losses import LossFunction
 from msam_scale.materialization import check_can_materialize
 from msam_scale.optimization import bind_schedule, check_schedule
 from msam_scale.optimization.from_config import OptimizerBuilder
-from msam_scale.passes import LossFunction
 from msam_scale.phases import Phases, norm_samples
 from msam_scale.precision import Precision, check_parameters
 from msam_scale.ranks import Ranks

@@ -37,6 +37,11 @@ def narrow(batch: Batch, start: int, length: int) -> Batch:
     return _map(batch, lambda tensor: tensor.narrow(0, start, length))
 
 
+def repeated(batch: Batch, times: int) -> Batch:
+    """All samples, so many times over."""
+    return _map(batch, lambda tensor: tensor.repeat(times, *[1] * (tensor.dim() - 1)))
+
+
 def copied(batch: Batch) -> Batch:
     """The same in memory of its own."""
     return _map(batch, torch.clone)

@@ -26,13 +26,15 @@ from msam_scale.layers import PassContext
 from msam_scale.layers.generators import Generators
 from msam_scale.layers.keyed_dropout import keep_out_of_compiled_code
 from msam_scale.layers.running_statistics import RunningStatistics
+from msam_scale.losses import LossFunction
 from msam_scale.micro_batch import MicroBatch
 from msam_scale.optimization import GroupSettings, SkippedSteps
-from msam_scale.passes import LossFunction, Passes
+from msam_scale.passes import Passes
 from msam_scale.phases import Phases
 from msam_scale.precision import Precision
 from msam_scale.ranks import Ranks
 from msam_scale.sharding import Sharding
+from msam_scale.split_check import SplitCheck
 from msam_scale.step import Objective, run_step
 from msam_scale.step_summary import StepResult, StepSummary
 from msam_scale.weight_average import WeightAverage
@@ -78,10 +80,13 @@ class Engine:
         self._phases = phases
         self._followed = phases.plan(0)  # by the sharding
         self._loss_fn = loss_fn
+        self._split_check = SplitCheck(
+            config, sharding=sharding, loss_fn=loss_fn, precision=precision, ranks=ranks
+        )
         self._ascent = ascent_rule(config.objective.ascent)
         self._context = context
         self._generators = Generators(config.run.seed, device=ranks.device)
-        self._summary = StepSummary(statistics, world=ranks.world, device=ranks.device)
+        self._summary = StepSummary(statistics, ranks=ranks)
         self._passes = Passes(
             loss_fn,
             sharding=sharding,
@@ -330,6 +335,7 @@ class Engine:
         plan = self.plan
         chunk_size = self.config.batch.chunk or plan.slice_size
         for turn, part in enumerate(self._parts(batch)):
+            self._split_check.look(part, plan)
             if chunk_size >= plan.slice_size:
                 # Fits on the device as it is, so both passes share one copy.
                 part = self._passes.on_device(part)

@@ -16,14 +16,13 @@ from msam_scale.config import Config, load_config
 from msam_scale.engine import Engine
 from msam_scale.layers import stateless_random
 from msam_scale.layers.install import has_batch_norm
-from msam_scale.losses import default_loss
+from msam_scale.losses import LossFunction, default_loss
 from msam_scale.model_checks import check_model, check_ranks_agree
 from msam_scale.optimization.from_config import (
     OptimizerSource,
     optimizer_builder,
     say_what_is_unused,
 )
-from msam_scale.passes import LossFunction
 from msam_scale.phases import Phases, batch_plans, norm_samples
 from msam_scale.self_test import check_sharding
 
@@ -46,9 +45,10 @@ def initialize(
         model: float32 or float64, on any device; on the meta device it takes no memory, and gets
             its values block by block. Its dropout and batch norm layers change class.
         config: a YAML or JSON file, the same as a dict, or a `Config`.
-        loss_fn: `loss_fn(model, batch)` returns the mean loss of the samples given; by default
+        loss_fn: `loss_fn(model, batch)` returns the mean loss of the samples given or, where
+            samples weigh differently (tokens, say), a pair (sum, weight) of scalars; by default
             cross-entropy with the configured label smoothing for `(inputs, labels)`, and
-            `model(**batch).loss` for a dict.
+            `model(**batch).loss` for a dict, whose samples weigh by their labels.
         optimizer: an optimizer class, which takes the config's `optimizer` section, or an
             optimizer or a function of the parameters, which go before that section; by default
             `optimizer.name` of torch.optim.

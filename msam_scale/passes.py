@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,13 +12,11 @@ from msam_scale.batch_tree import Batch, to_device
 from msam_scale.layers import PassContext
 from msam_scale.layers.generators import Generators
 from msam_scale.layers.layout_checks import watched_forward
+from msam_scale.losses import LossFunction, LossTerm
 from msam_scale.micro_batch import MicroBatch
 from msam_scale.precision import Precision
 from msam_scale.sharding.interface import Sharding
 from msam_scale.step_summary import StepSummary
-
-LossFunction = Callable[[Any, Batch], torch.Tensor]
-"""`loss_fn(model, batch)`: the mean loss of the samples given, a scalar tensor."""
 
 
 class Passes:
@@ -50,6 +47,9 @@ class Passes:
     def run(self, micro_batch: MicroBatch, *, divisor: int, at_weights: bool) -> None:
         """Back-propagates the sum of the slice's losses divided by `divisor` samples.
 
+        Where `loss_fn` gives weights, their sum over ranks takes the place of `divisor` afterwards,
+        by the scales of the summary.
+
         Args:
             micro_batch: this rank's slice of S_j.
             divisor: |S_j| where the sum over the perturbation group is to be ∇L_{S_j}, B where the
@@ -64,13 +64,14 @@ class Passes:
                 self._context.chunk(chunk.positions, records_statistics=at_weights),
             ):
                 with self._watch(), self._precision.autocast(self._device):
-                    loss = self._loss_fn(self._sharding.model, batch)
+                    returned = self._loss_fn(self._sharding.model, batch)
                 self._is_watched = True
-                _check_loss(loss)
+                term = LossTerm.of(returned, num_samples=len(chunk.positions))
+                _check_gradient(term.value)
                 self._context.in_backward = True
-                weight = len(chunk.positions) / divisor
-                self._sharding.backward(loss * weight, last=chunk.is_last)
-            self._summary.add_loss(loss, num_samples=len(chunk.positions), at_weights=at_weights)
+                share = term.multiplicity / divisor
+                self._sharding.backward(term.value * share, last=chunk.is_last)
+            self._summary.add_loss(term, at_weights=at_weights)
 
     def on_device(self, batch: Batch) -> Batch:
         """The batch on this rank's device, in a type the parameters can meet; itself if it is."""
@@ -87,13 +88,7 @@ class Passes:
         )
 
 
-def _check_loss(loss: Any) -> None:
-    if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
-        shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else ""
-        raise UserError(
-            f"loss_fn returned a {type(loss).__name__}{shape}; it must return the mean loss of the "
-            "samples as a tensor without dimensions"
-        )
+def _check_gradient(loss: torch.Tensor) -> None:
     if not loss.requires_grad:
         raise UserError(
             "loss_fn returned a loss without a gradient: it must be computed from the model's "

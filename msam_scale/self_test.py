@@ -90,7 +90,7 @@ def _check(sharding: str, precision: str, ranks: Ranks) -> None:
     config = Config.model_validate(
         {
             "objective": {"algorithm": "msam", "micro_batches": micro_batches, "rho": _RHO},
-            "batch": {"size": batch_size, "chunk": 1},
+            "batch": {"size": batch_size, "chunk": 1, "check_split": False},
             "optimizer": {"name": "sgd", "lr": _LEARNING_RATE, "clip_norm": _CLIP_NORM},
             "sharding": settings,
             "precision": precision,

@@ -45,6 +45,8 @@ def run_step(
             continue
         with sharding.ascent_pass():
             passes.run(micro_batch, divisor=plan.micro_batch_size, at_weights=True)
+        if (scale := summary.ascent_scale()) is not None:
+            sharding.ascent_gradient.flat.mul_(scale.to(sharding.ascent_gradient.flat.device))
         norm = objective.ascent(
             sharding.ascent_gradient,
             sharding.weights(),
@@ -57,9 +59,12 @@ def run_step(
         with sharding.perturbed(), sharding.descent_pass(last=micro_batch.is_last):
             passes.run(micro_batch, divisor=plan.batch_size, at_weights=False)
     summary.reduce()
+    if (scale := summary.gradient_scale()) is not None:
+        sharding.scale_gradient(scale)
     gradient_norm = sharding.gradient_norm()
     result = summary.finish_step(gradient_norm)
     if clip_norm is not None:
-        sharding.clip(clip_norm, norm=gradient_norm)
+        # The small constant is torch.nn.utils.clip_grad_norm_'s, whose meaning this keeps.
+        sharding.scale_gradient((clip_norm / (gradient_norm + 1e-6)).clamp(max=1.0))
     sharding.apply(result.skip)
     return result

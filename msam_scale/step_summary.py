@@ -9,9 +9,11 @@ import torch.distributed as dist
 
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.layers.running_statistics import RunningStatistics
+from msam_scale.losses import LossTerm
 from msam_scale.non_finite import fault_bits
+from msam_scale.ranks import Ranks
 
-_LOSS, _PERTURBED_LOSS, _ASCENT_NORM, _NUM_NON_FINITE, _FIDELITY, _NUM_SCALARS = range(6)
+_LOSS, _PERTURBED_LOSS, _ASCENT_NORM, _NUM_NON_FINITE, _FIDELITY, _WEIGHT, _NUM_SCALARS = range(7)
 
 
 class StepSummary:
@@ -24,13 +26,12 @@ class StepSummary:
         self,
         statistics: RunningStatistics,
         *,
-        world: dist.ProcessGroup | None,
-        device: torch.device,
+        ranks: Ranks,
     ) -> None:
         self._statistics = statistics
-        self._world = world
+        self._ranks = ranks
         self._values = torch.zeros(
-            _NUM_SCALARS + statistics.size, dtype=torch.float64, device=device
+            _NUM_SCALARS + statistics.size, dtype=torch.float64, device=ranks.device
         )
         statistics.bind(self._values[_NUM_SCALARS:])
 
@@ -39,11 +40,33 @@ class StepSummary:
         self._plan = plan
         self._values.zero_()
         self._has_fidelity = self._ascends = False
+        self._is_weighed = False
+        self._weight_of_slice: torch.Tensor | None = None
 
-    def add_loss(self, loss: torch.Tensor, *, num_samples: int, at_weights: bool) -> None:
-        """Counts the mean loss of so many samples, at w or at w + ε⁽ʲ⁾."""
+    def add_loss(self, term: LossTerm, *, at_weights: bool) -> None:
+        """Counts the loss of some samples, at w or at w + ε⁽ʲ⁾."""
         place = _LOSS if at_weights else _PERTURBED_LOSS
-        self._values[place] += loss.detach().double() * (num_samples / self._plan.batch_size)
+        share = term.multiplicity / self._plan.batch_size
+        self._values[place] += term.value.detach().double() * share
+        if at_weights and term.weight is not None:
+            self._is_weighed = True
+            self._values[_WEIGHT] += term.weight / self._plan.batch_size
+            before = 0.0 if self._weight_of_slice is None else self._weight_of_slice
+            self._weight_of_slice = term.weight + before
+
+    def ascent_scale(self) -> torch.Tensor | None:
+        """What the ascent gradient lacks: |S_j| samples over the weight of S_j.
+
+        Collective in the perturbation group. None where all samples weigh the same; 0 where no
+        sample has any weight.
+        """
+        weight, self._weight_of_slice = self._weight_of_slice, None
+        if weight is None:
+            return None
+        group = self._ranks.group_of(self._plan.group_size)
+        if group is not None:
+            dist.all_reduce(weight, group=group)
+        return torch.where(weight > 0, self._plan.micro_batch_size / weight, 0.0)
 
     def add_ascent_norm(self, norm: torch.Tensor) -> None:
         """Counts ‖g_j‖₂, which every rank of the perturbation group reports."""
@@ -62,8 +85,20 @@ class StepSummary:
 
     def reduce(self) -> None:
         """Sums over all ranks."""
-        if self._world is not None:
-            dist.all_reduce(self._values, group=self._world)
+        if self._ranks.world is not None:
+            dist.all_reduce(self._values, group=self._ranks.world)
+        if self._is_weighed:
+            self._values[[_LOSS, _PERTURBED_LOSS]] /= self._values[_WEIGHT]
+
+    def gradient_scale(self) -> torch.Tensor | None:
+        """What the reduced gradient lacks: B samples over the weight of the mini-batch.
+
+        After `reduce`; None where all samples weigh the same.
+        """
+        if not self._is_weighed:
+            return None
+        weight = self._values[_WEIGHT]
+        return torch.where(weight > 0, 1 / weight, 0.0)
 
     def finish_step(self, gradient_norm: torch.Tensor) -> StepResult:
         """Moves the running statistics, unless the step is to be skipped.

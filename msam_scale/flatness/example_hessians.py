@@ -11,7 +11,7 @@ from torch.func import functional_call, jacrev, vmap
 from torch.utils._pytree import tree_map
 
 from msam_scale.batch_tree import Batch, num_samples
-from msam_scale.passes import LossFunction
+from msam_scale.losses import LossFunction, LossTerm
 
 
 def example_hessians(
@@ -65,7 +65,7 @@ def model_hessians(model: torch.nn.Module, *, batch: Batch, loss_fn: LossFunctio
     Args:
         model: at most some hundred parameters; not changed.
         batch: n examples, as `loss_fn` takes them.
-        loss_fn: `loss_fn(model, batch)`, the mean loss of a batch.
+        loss_fn: `loss_fn(model, batch)`, the loss of a batch.
 
     Raises:
         ValueError: no parameter requires a gradient, or see `example_hessians`.
@@ -83,7 +83,7 @@ def model_hessians(model: torch.nn.Module, *, batch: Batch, loss_fn: LossFunctio
         def call(*positional: Any, **named: Any) -> Any:
             return functional_call(double, values, positional, named)
 
-        return loss_fn(call, batch)
+        return LossTerm.of(loss_fn(call, batch), num_samples=1).mean
 
     weights = torch.cat([parameter.reshape(-1) for parameter in trained.values()])
     return example_hessians(loss, weights=weights, batch=batch)

@@ -15,13 +15,9 @@ import torch.distributed as dist
 
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.batch_tree import Batch, num_samples, to_device
-from msam_scale.flatness.hessian_vector import (
-    check_batches,
-    evaluating,
-    inner_products,
-    random_signs,
-)
-from msam_scale.passes import LossFunction
+from msam_scale.flatness.hessian_vector import check_batches, inner_products, random_signs
+from msam_scale.layers.modes import evaluating
+from msam_scale.losses import LossFunction, LossTerm
 from msam_scale.precision import Precision
 from msam_scale.ranks import Ranks
 from msam_scale.sharding.interface import Sharding
@@ -53,7 +49,7 @@ class DifferenceCurvature:
 
     Args:
         sharding: of the model, between two steps. Where no step ascends, it gets an ascent buffer.
-        loss_fn: the mean loss of the samples given.
+        loss_fn: the loss of the samples given.
         batches: this rank's part of the data set, gone through once for each gradient, so no
             iterator. Ranks may have different numbers of batches, but each at least one.
         ranks: this process's place among all.
@@ -99,23 +95,32 @@ class DifferenceCurvature:
     def loss(self) -> float:
         """The mean loss over all samples of all ranks."""
         total = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
+        weight = torch.zeros_like(total)
         with evaluating(self._sharding.model), torch.no_grad():
-            for loss, weight, _ in self._weighted_losses():
-                total += loss.double() * weight
+            for term, is_counted, _ in self._terms():
+                total += term.value.double() * term.multiplicity * is_counted
+                weight += term.total_weight * is_counted
         self._sharding.weights_written()  # such forwards leave parameters gathered
         if self._ranks.world is not None:
             dist.all_reduce(total, group=self._ranks.world)
-        return float(total)
+            dist.all_reduce(weight, group=self._ranks.world)
+        return float(total / weight)
 
     def gradient(self) -> torch.Tensor:
         """This rank's part of the gradient of `loss`."""
+        weight = torch.zeros((), dtype=torch.float64, device=self._ranks.device)
         with evaluating(self._sharding.model), self._sharding.ascent_pass():
-            for loss, weight, is_last in self._weighted_losses():
-                self._sharding.backward(loss * weight, last=is_last)
+            for term, is_counted, is_last in self._terms():
+                share = term.multiplicity * is_counted / self._num_samples
+                self._sharding.backward(term.value * share, last=is_last)
+                weight += term.total_weight * is_counted
         gradient = self._buffer.flat.clone()
         if self._across is not None:
             dist.all_reduce(gradient, group=self._across)
-        return gradient
+        if self._ranks.world is not None:
+            dist.all_reduce(weight, group=self._ranks.world)
+        # By 1, where every sample counts once.
+        return gradient.mul_((self._num_samples / weight).to(gradient.device))
 
     def product(self, vector: torch.Tensor) -> torch.Tensor:
         """The Hessian of `loss` times a vector, up to `relative_error`."""
@@ -199,24 +204,25 @@ class DifferenceCurvature:
             before = product
         return best
 
-    def _weighted_losses(self) -> Iterator[tuple[torch.Tensor, float, bool]]:
-        """The loss of each batch, its share of all samples, and whether it is the pass's last.
+    def _terms(self) -> Iterator[tuple[LossTerm, bool, bool]]:
+        """The loss of each batch, whether it counts, and whether it is the pass's last.
 
-        Ranks with fewer batches go on with their last one at a weight of 0: in a sharded forward
-        and backward all wait for each other.
+        Ranks with fewer batches go on with their last one, which does not count again: in a sharded
+        forward and backward all wait for each other.
         """
         count, batch = 0, None
         for batch in self._batches:
             count += 1
-            yield self._loss_of(batch), num_samples(batch) / self._num_samples, count == self._most
+            yield self._term_of(batch), True, count == self._most
         for number in range(count + 1, self._most + 1):
-            yield self._loss_of(batch), 0.0, number == self._most
+            yield self._term_of(batch), False, number == self._most
 
-    def _loss_of(self, batch: Batch) -> torch.Tensor:
+    def _term_of(self, batch: Batch) -> LossTerm:
         device = self._ranks.device
         batch = to_device(batch, device, widen_to=self._precision.parameters)
         with self._precision.autocast(device):
-            return self._loss_fn(self._sharding.model, batch)
+            returned = self._loss_fn(self._sharding.model, batch)
+        return LossTerm.of(returned, num_samples=num_samples(batch))
 
     def _count_samples(self) -> None:
         sizes = [num_samples(batch) for batch in self._batches]

@@ -17,7 +17,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from msam_scale.batch_tree import Batch, num_samples, to_device
-from msam_scale.passes import LossFunction
+from msam_scale.layers.modes import evaluating
+from msam_scale.losses import LossFunction, LossTerm
 
 
 class ExactCurvature:
@@ -33,7 +34,7 @@ class ExactCurvature:
     Args:
         model: with all its parameters on this rank. It is in evaluation mode while it is used, and
             back in the mode it was in afterwards.
-        loss_fn: the mean loss of the samples given, computed in the parameters' type.
+        loss_fn: the loss of the samples given, computed in the parameters' type.
         batches: this rank's part of the data set, gone through once for each product, so no
             iterator. Any number of batches, of any sizes, none twice.
         world: the ranks that hold the same weights and share the samples; None for one process.
@@ -70,7 +71,7 @@ class ExactCurvature:
     def loss(self) -> float:
         """The mean loss over all samples of all ranks."""
         total = torch.zeros((), dtype=torch.float64, device=self._device)
-        count = 0
+        count = 0.0
         with evaluating(self._model), torch.no_grad():
             for loss, size in self._losses():
                 total += loss.double() * size
@@ -79,7 +80,7 @@ class ExactCurvature:
 
     def gradient(self) -> torch.Tensor:
         """The gradient of `loss`, of shape (number of trained parameters,)."""
-        total, count = self._zeros(), 0
+        total, count = self._zeros(), 0.0
         with evaluating(self._model):
             for loss, size in self._losses():
                 gradients = torch.autograd.grad(loss, self._parameters, materialize_grads=True)
@@ -93,7 +94,7 @@ class ExactCurvature:
             part.view_as(parameter)
             for part, parameter in zip(vector.split(self._sizes), self._parameters, strict=True)
         ]
-        total, count = self._zeros(), 0
+        total, count = self._zeros(), 0.0
         # Fused attention kernels have no second derivative.
         with evaluating(self._model), sdpa_kernel(SDPBackend.MATH):
             for loss, size in self._losses():
@@ -122,13 +123,22 @@ class ExactCurvature:
         """A vector of independent entries ±1, the same on every rank and device."""
         return random_signs(sum(self._sizes), seed=seed).to(self._device, self._dtype)
 
-    def _losses(self) -> Iterator[tuple[torch.Tensor, int]]:
+    def _losses(self) -> Iterator[tuple[torch.Tensor, float]]:
+        """The mean loss of each batch, and what it counts for."""
         for batch in self._batches:
             batch = to_device(batch, self._device, widen_to=self._dtype)
-            yield self._loss_fn(self._model, batch), num_samples(batch)
+            returned = self._loss_fn(self._model, batch)
+            term = LossTerm.of(returned, num_samples=num_samples(batch))
+            if weight := float(term.total_weight):
+                yield term.mean, weight
 
     def _add_product(
-        self, total: torch.Tensor, *, loss: torch.Tensor, parts: Sequence[torch.Tensor], weight: int
+        self,
+        total: torch.Tensor,
+        *,
+        loss: torch.Tensor,
+        parts: Sequence[torch.Tensor],
+        weight: float,
     ) -> None:
         gradients = torch.autograd.grad(
             loss, self._parameters, create_graph=True, materialize_grads=True
@@ -149,7 +159,7 @@ class ExactCurvature:
         )
         total.add_(_flat(second), alpha=weight)
 
-    def _mean(self, total: torch.Tensor, count: int) -> torch.Tensor:
+    def _mean(self, total: torch.Tensor, count: float) -> torch.Tensor:
         counts = torch.tensor(count, dtype=torch.float64, device=self._device)
         if self._world is not None:
             dist.all_reduce(total, group=self._world)
@@ -160,18 +170,6 @@ class ExactCurvature:
 
     def _zeros(self) -> torch.Tensor:
         return torch.zeros(sum(self._sizes), dtype=self._dtype, device=self._device)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, every module is in evaluation mode; outside each in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def check_batches(batches: Any) -> None:

@@ -16,7 +16,7 @@ from msam_scale.checkpoint import Progress, find_checkpoint, load_weights
 from msam_scale.config import Config
 from msam_scale.flatness.hessian_vector import ExactCurvature
 from msam_scale.flatness.training_samples import TrainingSamples
-from msam_scale.passes import LossFunction
+from msam_scale.losses import LossFunction
 from msam_scale.precision import PRECISIONS
 from msam_scale.ranks import join
 from msam_scale.training.prepare import PreparedRun, prepare_run

@@ -185,10 +185,8 @@ class BufferedSharding(ABC):
         """‖·‖₂ of the reduced gradient."""
         return self.square_sum(self._accumulator.flat).sqrt()
 
-    def clip(self, max_norm: float, *, norm: torch.Tensor) -> None:
-        """Scales the accumulator in place."""
-        # The small constant is torch.nn.utils.clip_grad_norm_'s, whose meaning this keeps.
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    def scale_gradient(self, factor: torch.Tensor) -> None:
+        """Multiplies the accumulator in place."""
         self._accumulator.flat.mul_(factor.to(self._accumulator.flat.device))
 
     def apply(self, skip: torch.Tensor) -> None:

@@ -138,8 +138,8 @@ class Sharding(Protocol):
         """‖·‖₂ of the reduced gradient over all shards, a float64 scalar on the device."""
         ...
 
-    def clip(self, max_norm: float, *, norm: torch.Tensor) -> None:
-        """Scales the reduced gradient down to `max_norm`, as `torch.nn.utils.clip_grad_norm_`."""
+    def scale_gradient(self, factor: torch.Tensor) -> None:
+        """Multiplies the reduced gradient by a scalar on the device."""
         ...
 
     def apply(self, skip: torch.Tensor) -> None:

@@ -91,6 +91,11 @@ class BatchSection(Section):
     into memory. It does not change the result. `null`, the default: all of a rank's samples of a
     micro-batch at once."""
 
+    check_split: bool = True
+    """Before the first step that splits micro-batches, compare the loss of some samples with the
+    mean over their halves, and refuse a loss that is no mean over independent samples: split, it
+    would be another. On by default; `false` trains on the mean of the parts' losses."""
+
     norm_samples: Count | None = None
     """Consecutive samples that BatchNorm layers normalise together (ghost batches). It changes the
     result of models with BatchNorm, and only of those. `null`, the default: a whole micro-batch."""

@@ -76,9 +76,8 @@ class OptimizerPartitioning(ReplicatedSharding):
             dist.all_reduce(total, group=self._ranks.world)
         return total.sqrt()
 
-    def clip(self, max_norm: float, *, norm: torch.Tensor) -> None:
-        """Scales this rank's pieces in place."""
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    def scale_gradient(self, factor: torch.Tensor) -> None:
+        """Multiplies this rank's pieces in place."""
         for piece in self._reduced:
             piece.mul_(factor.to(piece.device))
 

@@ -220,9 +220,8 @@ class ParameterPartitioning:
         """‖·‖₂ of the reduced gradient."""
         return self.square_sum(self._accumulator).sqrt()
 
-    def clip(self, max_norm: float, *, norm: torch.Tensor) -> None:
-        """Scales the accumulator in place."""
-        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    def scale_gradient(self, factor: torch.Tensor) -> None:
+        """Multiplies the accumulator in place."""
         self._accumulator.mul_(factor.to(self._accumulator.device))
 
     def apply(self, skip: torch.Tensor) -> None:

@@ -7,8 +7,7 @@ import torch.nn.functional as F
 
 from data_pipelines import MixedBatch, TransformPreset, mix_images, normalise, soft_targets
 from msam_scale.batch_tree import Batch
-from msam_scale.losses import default_loss
-from msam_scale.passes import LossFunction
+from msam_scale.losses import Loss, LossFunction, default_loss
 
 
 def image_loss(
@@ -24,7 +23,7 @@ def image_loss(
     """
     plain = default_loss(label_smoothing=label_smoothing)
 
-    def on_images(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    def on_images(model: torch.nn.Module, batch: Batch) -> Loss:
         if not isinstance(batch, MixedBatch):
             images, labels = batch
             return plain(model, (normalise(images, preset=transform, dtype=dtype), labels))

@@ -12,7 +12,7 @@ from torch import nn
 from data_pipelines import Split, TransformPreset, normalise
 from data_pipelines.errors import UserError
 from msam_scale.batch_tree import Batch
-from msam_scale.passes import LossFunction
+from msam_scale.losses import LossFunction
 from msam_scale.training.tasks.image_loss import image_loss
 from msam_scale.training.tasks.interface import Task
 

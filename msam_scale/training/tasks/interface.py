@@ -11,7 +11,7 @@ from torch import nn
 
 from data_pipelines import Split, TransformPreset
 from msam_scale.batch_tree import Batch
-from msam_scale.passes import LossFunction
+from msam_scale.losses import LossFunction
 
 
 class Task(ABC):

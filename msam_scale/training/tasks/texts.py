@@ -14,7 +14,7 @@ from data_pipelines import EvaluationLoader, Split
 from data_pipelines.errors import UserError
 from data_pipelines.preparation.record import DatasetRecord
 from msam_scale.batch_tree import Batch
-from msam_scale.passes import LossFunction
+from msam_scale.losses import LossFunction
 from msam_scale.training.tasks.interface import Task
 from msam_scale.training.tasks.text_checks import check_tokens
 
