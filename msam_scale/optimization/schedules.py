@@ -121,14 +121,20 @@ def bind_schedule(
     Args:
         section: names one of `SCHEDULES`, or one of DeepSpeed's.
         groups: the optimizer's parameter groups as they are before training; their learning rates
-            are the peaks of ours.
+            are the peaks of ours. A group's `lr_scale`, which timm's `layer_decay` sets, multiplies
+            its rates at every step, as in timm's schedulers.
         num_steps: all steps of the run, where they are known.
 
     Raises:
         UserError: the schedule needs `num_steps`, or cannot be as asked.
     """
+    scales = [group.get("lr_scale", 1.0) for group in groups]
     if section.name in SCHEDULE_ARGUMENTS:
-        return DeepSpeedSchedule(section.name, section.args, groups=groups)
+        settings = DeepSpeedSchedule(section.name, section.args, groups=groups)
+        return lambda step: [
+            {**of_group, "lr": of_group["lr"] * scale}
+            for of_group, scale in zip(settings(step), scales, strict=True)
+        ]
     fraction = build_schedule(section.name, warmup=section.warmup, num_steps=num_steps)
-    peaks = [group["lr"] for group in groups]
+    peaks = [group["lr"] * scale for group, scale in zip(groups, scales, strict=True)]
     return lambda step: [{"lr": peak * fraction(step)} for peak in peaks]
