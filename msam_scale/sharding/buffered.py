@@ -15,6 +15,7 @@ from msam_scale.batch_plan import BatchPlan
 from msam_scale.optimization import step_unless
 from msam_scale.sharding.fidelity import perturbation_fidelity
 from msam_scale.sharding.flat_buffer import FlatBuffer
+from msam_scale.sharding.frozen import FrozenParameters
 from msam_scale.sharding.gradient_reduction import BUCKET_BYTES, GradientReduction
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.loss_scale import LossScale
@@ -58,7 +59,7 @@ class BufferedSharding(ABC):
         self.model: nn.Module = request.model
         # Tied weights are one parameter and appear once.
         self._all_parameters = list(request.model.parameters())
-        self._trained = [p.requires_grad for p in self._all_parameters]
+        self._frozen = FrozenParameters(request.model)
         self._parameters = self._trainable()
         if not self._parameters:
             raise UserError("the model has no trainable parameter: every requires_grad is False")
@@ -123,8 +124,7 @@ class BufferedSharding(ABC):
         Raises:
             UserError: a parameter was frozen or unfrozen since the engine was made.
         """
-        if [p.requires_grad for p in self._all_parameters] != self._trained:
-            raise UserError("parameters were frozen or unfrozen since initialize; call it again")
+        self._frozen.check_unchanged()
         self._accumulator.flat.zero_()
 
     @contextmanager

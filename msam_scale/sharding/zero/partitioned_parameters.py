@@ -15,6 +15,7 @@ from torch import nn
 from data_pipelines.errors import UserError
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.sharding.fidelity import perturbation_fidelity
+from msam_scale.sharding.frozen import FrozenParameters
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.norms import square_sum
 from msam_scale.sharding.pieces import Piece
@@ -81,6 +82,7 @@ class ParameterPartitioning:
         parameters = [p for p in request.model.parameters() if p.requires_grad]
         if not parameters:
             raise UserError("the model has no trainable parameter: every requires_grad is False")
+        self._frozen = FrozenParameters(request.model)
         self._engine = start_engine(request, parameters=parameters, settings=settings)
         private_api.destroy_with(self, self._engine)
         private_api.restore_linear_after(self)
@@ -159,7 +161,12 @@ class ParameterPartitioning:
         self._ascent_group = self._ranks.replicas_of(self._shard_group_size, within=plan.group_size)
 
     def begin_step(self) -> None:
-        """Clears the accumulator, and drops what an evaluation left gathered."""
+        """Clears the accumulator, and drops what an evaluation left gathered.
+
+        Raises:
+            UserError: a parameter was frozen or unfrozen since the engine was made.
+        """
+        self._frozen.check_unchanged()
         private_api.start_accumulating(self._engine)
         self._accumulator.zero_()
 
