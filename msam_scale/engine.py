@@ -13,7 +13,7 @@ from torch import nn
 from data_pipelines.errors import UserError
 from msam_scale.ascent import ascent_rule
 from msam_scale.batch_plan import BatchPlan
-from msam_scale.batch_tree import Batch, narrow, num_samples
+from msam_scale.batch_tree import Batch, narrow, num_samples, with_samples_marked
 from msam_scale.checkpoint import (
     CheckpointWriter,
     PendingCheckpoint,
@@ -151,8 +151,9 @@ class Engine:
         Args:
             batch: the samples at `plan.positions(rank)` in that order, as a tensor or nested dict,
                 list or tuple of tensors whose first dimension is `plan.samples_per_rank`, on any
-                device; or an iterator over the rank's `plan.sequential` micro-batches, each of
-                `plan.slice_size` samples.
+                device. A list inside it may have one entry a sample, such as a dict of an image's
+                boxes; None and other plain values go to the loss as they are. Or an iterator over
+                the rank's `plan.sequential` micro-batches, each of `plan.slice_size` samples.
             measure_fidelity: whether to report `perturbation_fidelity`, which reads all weights
                 once more for each micro-batch.
 
@@ -351,7 +352,7 @@ class Engine:
         plan = self.plan
         turns, size = plan.sequential, plan.slice_size
         if not isinstance(batch, Iterator):
-            self._check_size(batch, plan.samples_per_rank, "train_step's batch")
+            batch = self._checked(batch, plan.samples_per_rank, "train_step's batch")
             yield from (narrow(batch, turn * size, size) for turn in range(turns))
             return
         for turn in range(turns):
@@ -362,12 +363,13 @@ class Engine:
                     f"the iterator given to train_step ended after {turn} micro-batches; rank "
                     f"{self.ranks.rank} works on {turns} a step"
                 ) from None
-            self._check_size(part, size, f"micro-batch {turn} given to train_step")
-            yield part
+            yield self._checked(part, size, f"micro-batch {turn} given to train_step")
 
-    def _check_size(self, batch: Batch, expected: int, what: str) -> None:
+    def _checked(self, batch: Batch, expected: int, what: str) -> Batch:
+        batch = with_samples_marked(batch, expected)
         if (found := num_samples(batch)) != expected:
             raise UserError(
                 f"{what} has {found} samples; rank {self.ranks.rank} supplies {expected} of the "
                 f"mini-batch of {self.plan.batch_size} (engine.plan.positions({self.ranks.rank}))"
             )
+        return batch

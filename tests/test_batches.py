@@ -135,9 +135,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "deep": ({"a": [X, {"b": Y[1:]}]}, r"batch\['a'\]\[0\]: 32, batch\['a'\]\[1\]\['b'\]: 31"),
     "no dimension": ((X, torch.tensor(1.0)), r"batch\[1\] has no dimensions"),
     "no tensor": ([], "holds no tensor"),
-    "text": ((X, ["cat"] * 32), r"batch\[1\]\[0\] is a str"),
     "array": ((X, Y.numpy()), r"batch\[1\] is a ndarray; a batch is made of tensors"),
-    "none": ({"x": X, "y": None}, r"batch\['y'\] is a NoneType"),
     "number": (3, r"batch is a int"),
 }
 
