@@ -101,6 +101,7 @@ class Engine:
             limit=config.objective.max_skipped_steps,
             device=ranks.device,
             policy=config.objective.non_finite,
+            speaks=ranks.is_first,
         )
         decay = config.training.ema
         self.average = None if decay is None else WeightAverage(sharding, decay=decay)

@@ -13,15 +13,20 @@ _FAULTS = (
     ("descent", "loss"),
     ("descent", "gradient"),
 )
+_NO_LABELS = 1 << len(_FAULTS)
 
 
-def fault_bits(is_bad: Sequence[torch.Tensor], *, ascends: bool) -> torch.Tensor:
+def fault_bits(
+    is_bad: Sequence[torch.Tensor], *, ascends: bool, lacks_labels: torch.Tensor
+) -> torch.Tensor:
     """One number for all that is not finite.
 
     Args:
         is_bad: bool scalars on one device: for each pass of the step, whether its loss and whether
             its gradient is not finite.
         ascends: the step has both passes, and not the descent alone.
+        lacks_labels: a bool scalar on the device: all labels of a rank's micro-batch are -100, of
+            which models take a mean over nothing.
 
     Returns:
         An int64 scalar on the device, 0 where all is well.
@@ -30,7 +35,8 @@ def fault_bits(is_bad: Sequence[torch.Tensor], *, ascends: bool) -> torch.Tensor
     assert len(is_bad) == len(_FAULTS) - first
     # Factors from Python: a tensor of them would have to be copied to the device.
     bits = [bad.to(torch.int64) * (1 << first + place) for place, bad in enumerate(is_bad)]
-    return torch.stack(bits).sum()
+    faults = torch.stack(bits).sum()
+    return faults + (lacks_labels & (faults > 0)).to(torch.int64) * _NO_LABELS
 
 
 def fault_words(faults: int) -> str:
@@ -43,4 +49,5 @@ def fault_words(faults: int) -> str:
     first_pass = found[0][0]
     whats = " and ".join(f"the {what}" for name, what in found if name == first_pass)
     verb = "were" if " and " in whats else "was"
-    return f"{whats} of the {first_pass} pass {verb} not finite"
+    cause = ", as all labels of a micro-batch are -100" if faults & _NO_LABELS else ""
+    return f"{whats} of the {first_pass} pass {verb} not finite{cause}"

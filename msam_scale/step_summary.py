@@ -13,7 +13,8 @@ from msam_scale.losses import LossTerm
 from msam_scale.non_finite import fault_bits
 from msam_scale.ranks import Ranks
 
-_LOSS, _PERTURBED_LOSS, _ASCENT_NORM, _NUM_NON_FINITE, _FIDELITY, _WEIGHT, _NUM_SCALARS = range(7)
+_LOSS, _PERTURBED_LOSS, _ASCENT_NORM, _NUM_NON_FINITE, _FIDELITY, _WEIGHT = range(6)
+_NUM_UNLABELLED, _NUM_SCALARS = 6, 7
 
 
 class StepSummary:
@@ -68,6 +69,10 @@ class StepSummary:
             dist.all_reduce(weight, group=group)
         return torch.where(weight > 0, self._plan.micro_batch_size / weight, 0.0)
 
+    def add_unlabelled(self, is_unlabelled: torch.Tensor) -> None:
+        """Counts a rank's part of a micro-batch in which no sample has a label, a bool scalar."""
+        self._values[_NUM_UNLABELLED] += is_unlabelled
+
     def add_ascent_norm(self, norm: torch.Tensor) -> None:
         """Counts ‖g_j‖₂, which every rank of the perturbation group reports."""
         self._values[_ASCENT_NORM] += norm / self._num_reports
@@ -115,7 +120,9 @@ class StepSummary:
         if self._ascends:
             is_bad.insert(1, scalars[_NUM_NON_FINITE] > 0)
             is_bad.insert(2, ~is_finite[_PERTURBED_LOSS])
-        faults = fault_bits(is_bad, ascends=self._ascends)
+        faults = fault_bits(
+            is_bad, ascends=self._ascends, lacks_labels=scalars[_NUM_UNLABELLED] > 0
+        )
         skip = faults > 0
         self._statistics.update(~skip)
         return StepResult(

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
+
 import torch
 
 from msam_scale.errors import NonFiniteError, NonFiniteStepError
 from msam_scale.non_finite import fault_words
+
+_logger = logging.getLogger("msam_scale")
 
 _IN_ALL, _IN_A_ROW, _FAULTS, _NUM_COUNTS = range(4)
 _WHAT_HELPS = (
@@ -45,15 +50,24 @@ class SkippedSteps:
         limit: how many in a row are too many, where they are skipped.
         device: where the steps are computed.
         policy: `objective.non_finite`; with another than `skip` one is too many.
+        speaks: whether this rank says which step was skipped, and why.
+
+    Attributes:
+        by_cause: how many steps of this process were skipped, by what was not finite.
     """
 
-    def __init__(self, *, limit: int, device: torch.device, policy: str = "skip") -> None:
+    def __init__(
+        self, *, limit: int, device: torch.device, policy: str = "skip", speaks: bool = False
+    ) -> None:
+        self.by_cause: Counter[str] = Counter()
+        self._speaks = speaks
         self._limit = limit
         self._policy = policy
         self._counts = torch.zeros(_NUM_COUNTS, dtype=torch.int64, device=device)
         self._late = device.type != "cpu"
         self._copy = torch.zeros(_NUM_COUNTS, dtype=torch.int64, pin_memory=self._late)
         self._step = 0  # that the copy is of
+        self._is_seen = True  # the copy
         self._copied = torch.Event(device.type) if self._late else None
 
     def count(self, faults: torch.Tensor, *, step: int) -> None:
@@ -74,7 +88,7 @@ class SkippedSteps:
         self._counts[_IN_A_ROW] = (self._counts[_IN_A_ROW] + 1) * skip
         self._counts[_FAULTS] = faults
         self._copy.copy_(self._counts, non_blocking=True)
-        self._step = step
+        self._step, self._is_seen = step, False
         if self._copied is not None:
             self._copied.record()
         else:
@@ -94,6 +108,9 @@ class SkippedSteps:
 
     def _check(self) -> None:
         _, in_a_row, faults = self._copy.tolist()
+        if faults and not self._is_seen:
+            self._say(fault_words(faults))
+        self._is_seen = True
         if faults and self._policy != "skip":
             fault = fault_words(faults)
             raise NonFiniteStepError(
@@ -108,6 +125,19 @@ class SkippedSteps:
                 f"(objective.max_skipped_steps: {self._limit}), the last of them step "
                 f"{self._step + 1}: {fault_words(faults)}; the weights are as they were before the "
                 f"first of them; {_WHAT_HELPS}"
+            )
+
+    def _say(self, cause: str) -> None:
+        """Says so for the 1st, 2nd, 4th, 8th … step of a cause; in float16 they are no surprise."""
+        self.by_cause[cause] += 1
+        count = self.by_cause[cause]
+        if self._speaks and count.bit_count() == 1:
+            _logger.warning(
+                "Step %d is skipped: %s (%d %s so far).",
+                self._step + 1,
+                cause,
+                count,
+                "such step" if count == 1 else "such steps",
             )
 
     @property
