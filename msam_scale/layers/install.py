@@ -78,6 +78,13 @@ def _check_module(name: str, module: nn.Module, *, classes: _Classes) -> None:
         supported = ", ".join(
             sorted(cls.__name__ for cls in classes if issubclass(cls, _BatchNorm))
         )
+        if isinstance(module, nn.SyncBatchNorm):
+            raise UserError(
+                f"{name}: {type(module).__name__} would tie the result to the layout; leave "
+                "BatchNorm as it is, without convert_sync_batchnorm: here it normalises over "
+                "batch.norm_samples samples (the whole micro-batch by default), on any number of "
+                "ranks alike"
+            )
         raise UserError(
             f"{name}: {type(module).__name__} would tie the result to the layout; "
             f"ghost batch normalization is available for {supported}"
