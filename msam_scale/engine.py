@@ -28,6 +28,7 @@ from msam_scale.layers.keyed_dropout import keep_out_of_compiled_code
 from msam_scale.layers.running_statistics import RunningStatistics
 from msam_scale.losses import LossFunction
 from msam_scale.micro_batch import MicroBatch
+from msam_scale.model_checks import TrainingMode
 from msam_scale.optimization import GroupSettings, SkippedSteps
 from msam_scale.passes import Passes
 from msam_scale.phases import Phases
@@ -85,6 +86,7 @@ class Engine:
         )
         self._ascent = ascent_rule(config.objective.ascent)
         self._context = context
+        self._mode = TrainingMode(model, speaks=ranks.is_first)
         self._generators = Generators(config.run.seed, device=ranks.device)
         self._summary = StepSummary(statistics, ranks=ranks)
         self._passes = Passes(
@@ -174,6 +176,7 @@ class Engine:
         if plan != self._followed:
             self._sharding.follow_plan(plan)
             self._followed = plan
+        self._mode.look()
         self._follow_schedule(step)
         self._context.begin_step(step)
         keep_out_of_compiled_code()
