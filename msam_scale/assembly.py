@@ -10,6 +10,7 @@ from msam_scale.engine import Engine
 from msam_scale.layers import PassContext, install_layers
 from msam_scale.layers.block_wrapping import wrap_blocks
 from msam_scale.layers.blocks import find_blocks
+from msam_scale.layers.spectral_norm import SpectralVectors
 from msam_scale.losses import LossFunction
 from msam_scale.materialization import check_can_materialize
 from msam_scale.optimization import bind_schedule, check_schedule
@@ -44,11 +45,13 @@ def assemble(
         device=ranks.device,
     )
     statistics = install_layers(model, context)
+    vectors = SpectralVectors(model, context)
     blocks = find_blocks(model, names=config.sharding.blocks)
     every = config.training.activation_checkpointing
     wrap_blocks(
         model,
         blocks,
+        context=context,
         checkpoint_every=int(every) if every else None,
         compiles=config.training.compile,
     )
@@ -75,6 +78,7 @@ def assemble(
         whole_state=whole_state,
         context=context,
         statistics=statistics,
+        vectors=vectors,
         schedule=bind_schedule(
             config.schedule, sharding.optimizer.param_groups, num_steps=num_steps
         ),

@@ -26,6 +26,7 @@ from msam_scale.layers import PassContext
 from msam_scale.layers.generators import Generators
 from msam_scale.layers.keyed_dropout import keep_out_of_compiled_code
 from msam_scale.layers.running_statistics import RunningStatistics
+from msam_scale.layers.spectral_norm import SpectralVectors
 from msam_scale.losses import LossFunction
 from msam_scale.micro_batch import MicroBatch
 from msam_scale.model_checks import TrainingMode
@@ -67,6 +68,7 @@ class Engine:
         whole_state: Mapping[str, torch.Tensor],
         context: PassContext,
         statistics: RunningStatistics,
+        vectors: SpectralVectors,
         schedule: GroupSettings,
     ) -> None:
         self.module = model
@@ -86,6 +88,7 @@ class Engine:
         )
         self._ascent = ascent_rule(config.objective.ascent)
         self._context = context
+        self._vectors = vectors
         self._mode = TrainingMode(model, speaks=ranks.is_first)
         self._generators = Generators(config.run.seed, device=ranks.device)
         self._summary = StepSummary(statistics, ranks=ranks)
@@ -97,6 +100,7 @@ class Engine:
             precision=precision,
             device=ranks.device,
             summary=self._summary,
+            vectors=vectors,
             speaks=ranks.is_first,
         )
         self.skipped_steps = SkippedSteps(
@@ -181,19 +185,21 @@ class Engine:
         self._context.begin_step(step)
         keep_out_of_compiled_code()
         self._generators.begin_step(step)
-        result = run_step(
-            self._micro_batches(batch),
-            objective=Objective(
-                ascent=None if self.algorithm == "vanilla" else self._ascent,
-                radius=self.config.objective.radius,
-            ),
-            plan=plan,
-            sharding=self._sharding,
-            passes=self._passes,
-            summary=self._summary,
-            clip_norm=self.config.optimizer.clip_norm,
-            measure_fidelity=measure_fidelity,
-        )
+        with self._vectors.step():
+            result = run_step(
+                self._micro_batches(batch),
+                objective=Objective(
+                    ascent=None if self.algorithm == "vanilla" else self._ascent,
+                    radius=self.config.objective.radius,
+                ),
+                plan=plan,
+                sharding=self._sharding,
+                passes=self._passes,
+                summary=self._summary,
+                clip_norm=self.config.optimizer.clip_norm,
+                measure_fidelity=measure_fidelity,
+            )
+        self._vectors.settle(result.skip)
         if self.average is not None:
             self.average.update(result.skip)
         self.num_steps_done += 1

@@ -20,8 +20,8 @@ sum and the total weight, both scalars."""
 LossFunction = Callable[[Any, Batch], Loss]
 """`loss_fn(model, batch)`: the loss of the samples given."""
 
-# What torch and transformers take for "no label".
-_IGNORED = -100
+IGNORED_LABEL = -100
+"""What torch and transformers take for "no label"."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _weighed(mean: torch.Tensor, *, labels: Any, model: Any) -> Loss:
         return mean  # scores and the like: a mean over samples
     if labels.dim() > 1 and _predicts_the_next_token(model):
         labels = labels[..., 1:]
-    count = (labels != _IGNORED).sum()
+    count = (labels != IGNORED_LABEL).sum()
     # Without any label the mean is 0 / 0; such samples count for nothing.
     return torch.where(count > 0, mean, 0.0) * count, count
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
@@ -11,8 +10,10 @@ from data_pipelines.errors import UserError
 from msam_scale.batch_tree import Batch, to_device
 from msam_scale.layers import PassContext
 from msam_scale.layers.generators import Generators
-from msam_scale.layers.layout_checks import watched_forward
-from msam_scale.losses import LossFunction, LossTerm
+from msam_scale.layers.key_value_cache import KeyValueCaches
+from msam_scale.layers.layout_checks import FirstPasses
+from msam_scale.layers.spectral_norm import SpectralVectors
+from msam_scale.losses import IGNORED_LABEL, LossFunction, LossTerm
 from msam_scale.micro_batch import MicroBatch
 from msam_scale.precision import Precision
 from msam_scale.sharding.interface import Sharding
@@ -32,6 +33,7 @@ class Passes:
         precision: Precision,
         device: torch.device,
         summary: StepSummary,
+        vectors: SpectralVectors,
         speaks: bool,
     ) -> None:
         self._loss_fn = loss_fn
@@ -41,8 +43,14 @@ class Passes:
         self._precision = precision
         self._device = device
         self._summary = summary
-        self._speaks = speaks
-        self._is_watched = False
+        self._caches = KeyValueCaches(sharding.model)
+        self._first_passes = FirstPasses(
+            sharding.model,
+            generators,
+            vectors=vectors,
+            speaks=speaks,
+            gathers=sharding.forward_is_collective,
+        )
 
     def run(self, micro_batch: MicroBatch, *, divisor: int, at_weights: bool) -> None:
         """Back-propagates the sum of the slice's losses divided by `divisor` samples.
@@ -57,35 +65,40 @@ class Passes:
             at_weights: the parameters are w: the loss of this pass is the reported one, and it
                 records batch statistics. The pass at w + ε records none.
         """
+        if at_weights and (is_unlabelled := _lacks_labels(micro_batch.batch)) is not None:
+            self._summary.add_unlabelled(is_unlabelled)
         for chunk in micro_batch.chunks():
             batch = self.on_device(chunk.batch)
             with (
                 self._generators.chunk(chunk.positions.start),
                 self._context.chunk(chunk.positions, records_statistics=at_weights),
+                self._caches.off(),
             ):
-                with self._watch(), self._precision.autocast(self._device):
+                with self._first_passes.forward(), self._precision.autocast(self._device):
                     returned = self._loss_fn(self._sharding.model, batch)
-                self._is_watched = True
                 term = LossTerm.of(returned, num_samples=len(chunk.positions))
                 _check_gradient(term.value)
                 self._context.in_backward = True
                 share = term.multiplicity / divisor
-                self._sharding.backward(term.value * share, last=chunk.is_last)
+                with self._first_passes.backward(term.value):
+                    self._sharding.backward(term.value * share, last=chunk.is_last)
             self._summary.add_loss(term, at_weights=at_weights)
 
     def on_device(self, batch: Batch) -> Batch:
         """The batch on this rank's device, in a type the parameters can meet; itself if it is."""
         return to_device(batch, self._device, widen_to=self._precision.parameters)
 
-    def _watch(self) -> AbstractContextManager[Any]:
-        if self._is_watched:
-            return nullcontext()
-        return watched_forward(
-            self._sharding.model,
-            self._generators,
-            speaks=self._speaks,
-            gathers=self._sharding.forward_is_collective,
-        )
+
+def _lacks_labels(batch: Batch) -> torch.Tensor | None:
+    """Whether no sample has a label, a bool scalar: a mean over labels is then one over nothing."""
+    labels = None
+    if isinstance(batch, Mapping):
+        labels = batch.get("labels")
+    elif isinstance(batch, list | tuple) and len(batch) == len(("inputs", "labels")):
+        labels = batch[1]
+    if not isinstance(labels, torch.Tensor) or labels.is_floating_point():
+        return None
+    return (labels == IGNORED_LABEL).all()
 
 
 def _check_gradient(loss: torch.Tensor) -> None:

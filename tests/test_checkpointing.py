@@ -11,6 +11,7 @@ from timm.layers.drop import DropPath
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from msam_scale.errors import UserError
 from msam_scale.initialization import initialize
 
 
@@ -118,7 +119,7 @@ class CalledTwice(nn.Module):
 
 def test_a_layer_called_twice_cannot_be_recomputed() -> None:
     engine = initialize(CalledTwice(), config=settings(micro_batches=2), loss_fn=cross_entropy)
-    with pytest.raises(RuntimeError, match="give each call a layer of its own"):
+    with pytest.raises(UserError, match="give each call a layer of its own"):
         engine.train_step(mini_batch(0))
 
 

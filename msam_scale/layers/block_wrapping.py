@@ -11,6 +11,12 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from data_pipelines.errors import UserError
+from msam_scale.layers.pass_context import PassContext
+
+# Under these names blocks of transformers get keys and values that they add to.
+_CACHES = ("past_key_values", "past_key_value", "layer_past", "cache")
+
 
 @dataclass(frozen=True)
 class _WrappedForward:
@@ -24,16 +30,23 @@ class _WrappedForward:
 
 
 def wrap_blocks(
-    model: nn.Module, blocks: Sequence[nn.Module], *, checkpoint_every: int | None, compiles: bool
+    model: nn.Module,
+    blocks: Sequence[nn.Module],
+    *,
+    context: PassContext,
+    checkpoint_every: int | None,
+    compiles: bool,
 ) -> None:
     """Compiles the blocks, and makes some of them compute their activations twice.
 
     A checkpointed block keeps its inputs only. Both of its forwards draw the same random numbers:
-    keyed layers by their key, others because `torch.utils.checkpoint` restores the generators.
+    keyed layers by their key, others because torch's generators are restored by
+    `torch.utils.checkpoint`, and the host's by the context.
 
     Args:
         model: what an earlier engine has wrapped in it is unwrapped first.
         blocks: of the model.
+        context: of the passes; knows which call of a layer is computed again.
         checkpoint_every: every how many blocks one is checkpointed; None: none.
         compiles: whether their forwards are compiled. Equal blocks share the compiled code.
     """
@@ -45,6 +58,21 @@ def wrap_blocks(
         if compiles:
             call = torch.compile(call)
         if checkpoint_every is not None and index % checkpoint_every == 0:
-            call = partial(checkpoint, call, use_reentrant=False)
+            call = partial(_checkpointed, call, context)
         if call is not original:
             block.forward = _WrappedForward(original, call)
+
+
+def _checkpointed(
+    call: Callable[..., Any], context: PassContext, *inputs: Any, **named_inputs: Any
+) -> Any:
+    filled = [name for name in _CACHES if named_inputs.get(name) is not None]
+    if filled and torch.is_grad_enabled():
+        raise UserError(
+            f"training.activation_checkpointing: a block is called with {filled[0]}=…, which it "
+            "would fill a second time when it is computed again; call the model without a cache "
+            "and without use_cache=True, or train without activation checkpointing"
+        )
+    return checkpoint(
+        call, *inputs, use_reentrant=False, context_fn=context.recomputation, **named_inputs
+    )

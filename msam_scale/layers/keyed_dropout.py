@@ -21,8 +21,6 @@ class KeyedMask(nn.Module):
 
     pass_context: PassContext
     layer: int
-    _forward_number = -1
-    _num_calls = 0
 
     def drops(self, probability: float) -> bool:
         """Whether the layer does anything that a mask decides; without, it compiles as torch's."""
@@ -57,26 +55,11 @@ class KeyedMask(nn.Module):
             return otherwise(inputs)
         shape = inputs.shape[:num_mask_dims] + (1,) * (inputs.dim() - num_mask_dims)
         numbers_per_sample = prod(shape) // self.pass_context.num_samples
-        uniform = self.pass_context.sample_uniform(self.layer, self._call(), numbers_per_sample)
+        call = self.pass_context.call_of(self.layer)
+        uniform = self.pass_context.sample_uniform(self.layer, call, numbers_per_sample)
         # A boolean mask is what autograd keeps: one byte an element.
         kept = inputs * (uniform >= probability).view(shape)
         return kept * (1.0 / (1.0 - probability)) if scale else kept
-
-    def _call(self) -> int:
-        """The number of earlier calls of this layer in the same forward."""
-        context = self.pass_context
-        if context.in_backward:
-            if self._num_calls > 1:
-                raise RuntimeError(
-                    f"{type(self).__name__} number {self.layer} was called {self._num_calls} times "
-                    "in one forward and is now recomputed by activation checkpointing: which call "
-                    "this is cannot be told; give each call a layer of its own"
-                )
-            return 0
-        if self._forward_number != context.forward_number:
-            self._forward_number, self._num_calls = context.forward_number, 0
-        self._num_calls += 1
-        return self._num_calls - 1
 
 
 def keep_out_of_compiled_code() -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
 from data_pipelines.errors import UserError
 from msam_scale.layers import stateless_random
+from msam_scale.layers.generators import (
+    HostGenerators,
+    host_generators,
+    host_generators_kept,
+    set_host_generators,
+)
 
 
 class PassContext:
@@ -24,8 +31,9 @@ class PassContext:
         records_statistics: batch statistics of this pass count towards the running statistics.
         norm_samples: consecutive samples that batch normalization normalises together.
         num_samples: samples of the chunk that is in the model now.
-        forward_number: grows with every forward, so that a layer can tell a second call within one
-            forward from the first call of the next.
+        is_recomputing: a block computes its activations once more, with its calls counted as in
+            its forward.
+        num_steps_begun: grows with every step, done or not.
         superseded: the layers have been given to another engine.
     """
 
@@ -35,12 +43,14 @@ class PassContext:
         self.records_statistics = False
         self.norm_samples = norm_samples
         self.num_samples = 0
-        self.forward_number = 0
+        self.is_recomputing = False
+        self.num_steps_begun = 0
         self.superseded = False
         self._device = device
         self._run_key = stateless_random.key(seed, device=device)
         self._step_key = self._run_key
         self._positions = torch.empty(0, dtype=torch.int64, device=device)
+        self._calls: Counter[int] = Counter()
 
     def begin_step(self, step: int) -> None:
         """Derives the key of everything random in this step from (seed, step) alone.
@@ -50,6 +60,7 @@ class PassContext:
         """
         if self.superseded:
             raise UserError("this engine's model was given to another engine, which now trains it")
+        self.num_steps_begun += 1
         self._step_key = stateless_random.fold_in(self._run_key, step)
 
     @contextmanager
@@ -58,12 +69,50 @@ class PassContext:
         self.num_samples = len(positions)
         self._positions = torch.arange(positions.start, positions.stop, device=self._device)
         self.records_statistics = records_statistics
-        self.forward_number += 1
+        self._calls.clear()
         self.active, self.in_backward = True, False
         try:
             yield
         finally:
             self.active = self.in_backward = False
+
+    def call_of(self, layer: int) -> int:
+        """The number of earlier calls of this layer in the same forward.
+
+        Raises:
+            UserError: the layer was called several times and is recomputed by checkpointing other
+                than ours, which does not say which call this is.
+        """
+        if self.in_backward and not self.is_recomputing:
+            if self._calls[layer] > 1:
+                raise UserError(
+                    f"keyed dropout layer {layer} was called {self._calls[layer]} times in one "
+                    "forward and is now recomputed by the model's own activation checkpointing: "
+                    "which call this is cannot be told; training.activation_checkpointing in its "
+                    "place can, or give each call a layer of its own"
+                )
+            return 0
+        self._calls[layer] += 1
+        return self._calls[layer] - 1
+
+    def recomputation(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """What `torch.utils.checkpoint` takes as `context_fn`, for a block's two forwards.
+
+        Called where a block begins its forward: the second one counts calls of layers from there,
+        and draws from numpy's and Python's generators what the first one did.
+        """
+        return nullcontext(), self._recomputing(self._calls.copy(), host_generators())
+
+    @contextmanager
+    def _recomputing(self, calls: Counter[int], generators: HostGenerators) -> Iterator[None]:
+        before = self._calls
+        self._calls, self.is_recomputing = calls, True
+        try:
+            with host_generators_kept():
+                set_host_generators(generators)
+                yield
+        finally:
+            self._calls, self.is_recomputing = before, False
 
     def sample_uniform(self, layer: int, call: int, numbers_per_sample: int) -> torch.Tensor:
         """Uniform numbers keyed by (seed, step, layer, call, position in the mini-batch).
