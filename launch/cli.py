@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from data_pipelines.errors import UserError
 from launch.commands import COMMANDS
 from launch.exit_codes import FAILURE, INTERRUPTED, USER_ERROR
+from launch.output import forgiving_output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,6 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 2 for what the user can mend (one line on stderr), 130 for an
         interrupt, 1 for everything else (with its traceback).
     """
+    with forgiving_output():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = _parse(argv)
     except SystemExit as end:  # argparse has printed help, or what is wrong with the arguments

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import ceil
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
 from launch.exit_codes import FAILURE, SIGNALLED, SUCCESS
-from msam_scale.supervision.signals import STOP_SIGNALS
+from msam_scale.supervision.signals import give_back, take_over
 
+# By path: `python -m launch.train` would look for `launch` in the working folder first.
+_RANK_SCRIPT = Path(__file__).with_name("train.py")
 # For a rank that has ended itself at the end of its grace.
 _SECONDS_AFTER_GRACE = 5
 
@@ -23,8 +25,8 @@ _SECONDS_AFTER_GRACE = 5
 def start_ranks(num_ranks: int, words: Sequence[str], *, grace: float) -> int:
     """Starts ranks as `torchrun --standalone` does, without its report of a failure.
 
-    `SIGTERM`, `SIGUSR1` and `SIGINT` are handed on to the ranks, which save and end; torch's own
-    handlers would hide how they ended.
+    Signals to stop are handed on to the ranks, which save and end; torch's own handlers would hide
+    how they ended.
 
     Args:
         num_ranks: W.
@@ -47,13 +49,13 @@ def start_ranks(num_ranks: int, words: Sequence[str], *, grace: float) -> int:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,
-        signals_to_handle="SIGHUP,SIGQUIT",
+        signals_to_handle="SIGQUIT",
         shutdown_timeout=ceil(grace) + _SECONDS_AFTER_GRACE,
     )
     handed_on: list[int] = []
     try:
         with _handing_signals_on(handed_on):
-            elastic_launch(config, sys.executable)("-m", "launch.train", *words)
+            elastic_launch(config, sys.executable)(str(_RANK_SCRIPT), *words)
     except SignalException as error:
         name = error.sigval.name
         print(f"msam-scale: ended by {name}; ranks are stopped", file=sys.stderr)
@@ -80,9 +82,8 @@ def _handing_signals_on(handed_on: list[int]) -> Iterator[None]:
             except psutil.NoSuchProcess:
                 continue
 
-    before = {one: signal.signal(one, hand_on) for one in STOP_SIGNALS}
+    before = take_over(hand_on)
     try:
         yield
     finally:
-        for one, handler in before.items():
-            signal.signal(one, signal.SIG_DFL if handler is None else handler)
+        give_back(before)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NAME = "reproduce"
 HELP = "do the runs of one of the paper's tables or figures, over seeds, and write the table"
 
+# By path: `python -m launch.cli` would look for `launch` in the working folder first.
+_COMMAND_LINE = Path(__file__).parents[1] / "cli.py"
 _NUM_SEEDS = 5  # section 4: "over five independent runs"
 
 
@@ -112,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         outcome = reproduce(
             plan,
-            command=(sys.executable, "-m", "launch.cli"),
+            command=(sys.executable, str(_COMMAND_LINE)),
             called_as=_called_as(arguments, rows=rows, overrides=overrides),
             resources=resources,
             share=arguments.share,

@@ -9,10 +9,27 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 """What launchers, batch systems and terminals send to end a process."""
 
 _END = 255  # no signal has this number
+
+
+def take_over(handler: Callable[[int, FrameType | None], Any]) -> dict[signal.Signals, Any]:
+    """Installs a handler of `STOP_SIGNALS`, but of SIGHUP only where `nohup` is not used.
+
+    Returns:
+        What handled them before, for `give_back`.
+    """
+    is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    heard = (one for one in STOP_SIGNALS if not (is_nohup and one == signal.SIGHUP))
+    return {one: signal.signal(one, handler) for one in heard}
+
+
+def give_back(before: dict[signal.Signals, Any]) -> None:
+    """Restores the handlers that `take_over` has replaced."""
+    for one, handler in before.items():
+        signal.signal(one, signal.SIG_DFL if handler is None else handler)
 
 
 class SignalListener:
@@ -40,7 +57,7 @@ class SignalListener:
         """
         if threading.current_thread() is not threading.main_thread():
             return
-        self._before = {one: signal.signal(one, _nothing) for one in STOP_SIGNALS}
+        self._before = take_over(_nothing)
         # Other signals are written, too, such as that of an ended loader process; a full pipe
         # holds more of them than matter.
         self._fd_before = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
@@ -50,8 +67,7 @@ class SignalListener:
         """Gives the signals back as they were."""
         if self._before:
             signal.set_wakeup_fd(self._fd_before)
-            for one, handler in self._before.items():
-                signal.signal(one, signal.SIG_DFL if handler is None else handler)
+            give_back(self._before)
             self._before = {}
             os.set_blocking(self._write, True)
             os.write(self._write, bytes([_END]))

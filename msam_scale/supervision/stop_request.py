@@ -55,7 +55,7 @@ class StopRequest:
         return _name(self._agreed or self._asked)
 
     def listen(self) -> None:
-        """From here on `SIGTERM`, `SIGUSR1` and `SIGINT` are requests. In the main thread."""
+        """From here on `STOP_SIGNALS` are requests. In the main thread."""
         self._listener = SignalListener(self.hear)
         self._listener.start()
 
@@ -184,6 +184,8 @@ def _name(reason: int) -> str:
 def _end(why: str, what: str, code: int) -> NoReturn:
     rank = os.environ.get("RANK")
     who = "msam-scale" if rank is None else f"msam-scale, rank {rank}"
-    # os.write: another thread may hold the lock of sys.stderr for ever.
-    os.write(2, f"{who}: {why}: {what}\n".encode())
-    os._exit(code)
+    try:
+        # os.write: another thread may hold the lock of sys.stderr for ever.
+        os.write(2, f"{who}: {why}: {what}\n".encode())
+    finally:  # also where nobody reads stderr any more
+        os._exit(code)
