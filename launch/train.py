@@ -128,7 +128,7 @@ def _prepare_on_all(config: str, *, overrides: Sequence[str], ranks: Ranks) -> P
     prepared, message, start = None, None, None
     try:
         prepared = prepare_run(config, overrides=overrides, world_size=ranks.size)
-        start = prepared.folder.resume_from, prepared.data.train.index.fingerprint
+        start = prepared.folder.weights_from, prepared.data.train.index.fingerprint
     except UserError as error:
         message = str(error)
     found = ranks.gathered((message, start))

@@ -19,6 +19,7 @@ from msam_scale.checkpoint import (
     PendingCheckpoint,
     load_checkpoint,
     snapshot_of,
+    start_from_checkpoint,
 )
 from msam_scale.config import Config
 from msam_scale.flatness.engine_sharpness import engine_sharpness
@@ -315,6 +316,21 @@ class Engine:
         """
         self._checkpoints.wait()
         return load_checkpoint(self, self._sharding, location)
+
+    def start_from(self, location: str | Path) -> None:
+        """Takes weights and optimizer state of another run, and begins anew with them.
+
+        Step 0 comes next: schedule, data, seed and objective are this run's own, and the average of
+        the weights starts at what they are. Collective.
+
+        Args:
+            location: a checkpoint's folder, or a directory whose `latest` names one.
+
+        Raises:
+            UserError: as `load_checkpoint`.
+        """
+        self._checkpoints.wait()
+        start_from_checkpoint(self, self._sharding, location)
 
     def train(self, mode: bool = True) -> None:
         """Puts the model in training mode."""

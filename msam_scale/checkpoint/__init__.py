@@ -18,6 +18,7 @@ from msam_scale.checkpoint.state import (
     load_weights,
     read_weights,
     snapshot_of,
+    start_from_checkpoint,
 )
 from msam_scale.checkpoint.writer import CheckpointWriter, PendingCheckpoint
 
@@ -38,6 +39,7 @@ __all__ = [
     "read_weights",
     "set_aside",
     "snapshot_of",
+    "start_from_checkpoint",
     "step_folders",
     "step_of",
 ]

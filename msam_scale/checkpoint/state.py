@@ -92,6 +92,36 @@ def load_checkpoint(
         DamagedCheckpointError: a file of it is not as it was written; nothing has changed.
         UserError: there is no checkpoint, or it is of another model or optimizer.
     """
+    shards, progress = _opened(engine, sharding, location)
+    _load_average(engine, sharding, shards)
+    _load_tensors(sharding, shards)
+    sharding.load_counters(progress.counters)
+    engine.num_steps_done = progress.step
+    engine.skipped_steps.load(progress.skipped_steps)
+    return dict(progress.extra)
+
+
+def start_from_checkpoint(engine: Checkpointable, sharding: Sharding, location: str | Path) -> None:
+    """Gives an engine the weights and optimizer state of a checkpoint, and no more. Collective.
+
+    Args:
+        engine: as for `load_checkpoint`.
+        sharding: as for `load_checkpoint`.
+        location: as for `load_checkpoint`.
+
+    Raises:
+        UserError: as `load_checkpoint`.
+    """
+    shards, _ = _opened(engine, sharding, location)
+    _load_tensors(sharding, shards)
+    if engine.average is not None:
+        engine.average.copy_from_weights()
+
+
+def _opened(
+    engine: Checkpointable, sharding: Sharding, location: str | Path
+) -> tuple[Shards, Progress]:
+    """A checkpoint that is whole, and of the engine's model and optimizer. Collective."""
     folder = find_checkpoint(location)
     manifest = verify_together(folder, engine.ranks)
     progress = Progress.read(folder)
@@ -101,17 +131,15 @@ def load_checkpoint(
             f"{optimizer_name(sharding)}; the optimizer of before works"
         )
     shards = Shards(folder, manifest)
-    weights = shards.under(MODEL)
-    _check_names(weights, expected=engine.whole_state)
-    _load_average(engine, sharding, shards)
+    _check_names(shards.under(MODEL), expected=engine.whole_state)
+    return shards, progress
+
+
+def _load_tensors(sharding: Sharding, shards: Shards) -> None:
     try:
-        sharding.load(weights, shards.under(OPTIMIZER))
+        sharding.load(shards.under(MODEL), shards.under(OPTIMIZER))
     except UserError as error:
-        raise UserError(f"{folder}: {error}") from error
-    sharding.load_counters(progress.counters)
-    engine.num_steps_done = progress.step
-    engine.skipped_steps.load(progress.skipped_steps)
-    return dict(progress.extra)
+        raise UserError(f"{shards.folder}: {error}") from error
 
 
 def _load_average(engine: Checkpointable, sharding: Sharding, shards: Shards) -> None:

@@ -207,6 +207,17 @@ def _blocks_have_an_effect(
     )
 
 
+@check(_ALWAYS, resume="checkpoint.resume")
+def _to_resume_is_to_go_on(*, resume: str) -> Iterator[Problem]:
+    if resume not in ("auto", "never"):
+        yield Problem(
+            "checkpoint.resume",
+            f"{shown(resume)} is neither auto nor never; to start from another run's weights and "
+            f"optimizer, checkpoint.start_from={resume} works, and a start after it goes on from "
+            "the run's own checkpoints",
+        )
+
+
 @check(_FOR_TRAINING, name="model.name")
 def _model_is_named(*, name: str | None) -> Iterator[Problem]:
     if name is None:

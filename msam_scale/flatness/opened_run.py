@@ -112,7 +112,7 @@ def open_run(folder: Path, *, command: str) -> OpenedRun:
             *_ONE_PROCESS,
             f"run.dir={json.dumps(str(place.parent))}",
             f"run.name={json.dumps(place.name)}",
-            f"checkpoint.resume={json.dumps(str(checkpoint.resolve()))}",
+            "checkpoint.resume=auto",
         ),
         world_size=1,
     )

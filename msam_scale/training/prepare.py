@@ -66,31 +66,32 @@ def prepare_run(
         ascent_rule(config.objective.ascent)
     with findings.collected("optimizer.name"):
         optimizer_builder(config)
-    resumes_elsewhere = config.checkpoint.resume not in ("auto", "never")
-    with findings.collected("checkpoint.resume" if resumes_elsewhere else "run.name"):
-        fingerprint = None if train is None else train.index.fingerprint
-        folder = RunFolder.find(config, fingerprint=fingerprint)
-    with findings.collected("model.name"):
-        check_model_name(config.model.source, str(config.model.name))
-        if data is not None:
-            model = _build(config, data, checkpoint=None if folder is None else folder.resume_from)
-            with findings.collected("model.name"):
-                data.task.check_model(model)
-            with findings.collected("batch.norm_samples"):
-                check_batch_norm(model, config, world_size=world_size)
-    steps_per_epoch = num_steps = 0
+    steps_per_epoch = num_steps = None
     if train is not None:
         with findings.collected("batch.size"):
             steps_per_epoch = _steps_per_epoch(config, train.index)
-            num_steps = config.training.steps or steps_per_epoch * (config.training.epochs or 0)
+            num_steps = config.training.num_steps(steps_per_epoch)
             with findings.collected("schedule.warmup"):
                 check_schedule(config.schedule, num_steps=num_steps)
             with findings.collected("data.order"):
                 _check_order(config, train.index)
+    with findings.collected("run.name"):
+        fingerprint = None if train is None else train.index.fingerprint
+        folder = RunFolder.find(config, fingerprint=fingerprint, steps_per_epoch=steps_per_epoch)
+    with findings.collected("model.name"):
+        check_model_name(config.model.source, str(config.model.name))
+        if data is not None:
+            model = _build(config, data, checkpoint=None if folder is None else folder.weights_from)
+            with findings.collected("model.name"):
+                data.task.check_model(model)
+            with findings.collected("batch.norm_samples"):
+                check_batch_norm(model, config, world_size=world_size)
     findings.raise_all()
     assert data is not None
     assert model is not None
     assert folder is not None
+    assert steps_per_epoch is not None
+    assert num_steps is not None
     return PreparedRun(
         config=config,
         data=data,

@@ -33,12 +33,10 @@ class Candidates:
     Attributes:
         usable: newest first; empty for a fresh start.
         damaged: what is wrong with the others, by folder.
-        is_explicit: the user has named the one, and no other will do.
     """
 
     usable: tuple[Path, ...] = ()
     damaged: Mapping[Path, str] = field(default_factory=dict)
-    is_explicit: bool = False
 
     @classmethod
     def in_directory(cls, directory: Path) -> Candidates:
@@ -88,8 +86,6 @@ class Candidates:
             try:
                 return engine.load_checkpoint(newest), candidates
             except DamagedCheckpointError as error:
-                if self.is_explicit:
-                    raise
                 damaged = {**candidates.damaged, newest: str(error)}
                 candidates = Candidates(candidates.usable[1:], damaged)
         raise candidates._exhausted()
@@ -112,5 +108,5 @@ class Candidates:
         faults = "; ".join(message for _, message in sorted(self.damaged.items(), reverse=True))
         return UserError(
             f"no checkpoint of this run is intact: {faults}; choose another run.name to start "
-            "anew, or the path of a checkpoint elsewhere as checkpoint.resume"
+            "anew, with the path of a checkpoint elsewhere as checkpoint.start_from if you like"
         )

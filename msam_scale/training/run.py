@@ -15,6 +15,7 @@ from msam_scale.models import model_settings
 from msam_scale.monitoring import Monitor
 from msam_scale.monitoring.loss_spikes import LossSpikes
 from msam_scale.monitoring.throughput import Throughput, measure_throughput, peak_memory_gib
+from msam_scale.optimization import bind_schedule
 from msam_scale.precision import PRECISIONS
 from msam_scale.ranks import Ranks
 from msam_scale.step_summary import StepResult
@@ -89,6 +90,8 @@ class _Run:
         self._candidates = prepared.folder.candidates
         if self._candidates.newest is not None:
             extra, self._candidates = self._candidates.load(self._engine)
+        elif prepared.folder.start_from is not None:
+            self._engine.start_from(prepared.folder.start_from)
         self._first_step = self._engine.num_steps_done
         own = self._candidates.within(prepared.folder.checkpoints)
         self._rollbacks = Rollbacks(
@@ -158,6 +161,19 @@ class _Run:
     def _start_folder(self) -> None:
         self._lock = self._prepared.folder.start(self._config)
         self._told = self._candidates.put_in_order()
+        if (before := self._prepared.folder.num_steps_before) is not None:
+            self._told.append(self._longer_than(before))
+
+    def _longer_than(self, num_steps: int) -> str:
+        """What a greater length means for the learning rate."""
+        section, peak = self._config.schedule, self._config.optimizer.lr
+        step = self._engine.num_steps_done
+        schedule = bind_schedule(section, [{"lr": peak or 1.0}], num_steps=num_steps)
+        return (
+            f"lengthened from {num_steps} to {self._prepared.num_steps} steps, and the schedule "
+            f"with it: the learning rate was {schedule(step - 1)[0]['lr']:.4g} in step {step} and "
+            f"is {self._engine.learning_rate:.4g} in step {step + 1}"
+        )
 
     def _train_to_the_end(self) -> None:
         """All steps, some of them again after a rollback."""

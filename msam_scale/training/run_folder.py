@@ -11,8 +11,8 @@ from typing import IO, Any
 
 from data_pipelines.durable_files import remove_partials, replace_file
 from data_pipelines.errors import UserError
-from msam_scale.checkpoint import Progress, clear_leftovers, find_checkpoint
-from msam_scale.config import Config, load_config
+from msam_scale.checkpoint import Progress, clear_leftovers, find_checkpoint, step_folders
+from msam_scale.config import Config
 from msam_scale.config.keys import all_keys, value_at
 from msam_scale.training.resuming import Candidates
 
@@ -24,9 +24,13 @@ _FREE_KEYS = (
     "objective.non_finite",
     "objective.max_skipped_steps",
     "objective.max_rollbacks",
+    "training.activation_checkpointing",
+    "training.compile",
     "training.eval_every",
     "training.metrics",
 )
+# May grow, which `_check_same_result` sees to.
+_LENGTH_KEYS = ("training.epochs", "training.steps")
 _RESULT_KEYS = ("data.transform", "data.order", "data.on_error")
 
 
@@ -37,10 +41,14 @@ class RunFolder:
     Attributes:
         path: `run.dir`/`run.name`.
         candidates: the checkpoints to go on from, none for a fresh start.
+        start_from: of another run, the checkpoint to start from; None where the run goes on.
+        num_steps_before: the length of the run before, where it goes on and is now longer.
     """
 
     path: Path
     candidates: Candidates
+    start_from: Path | None = None
+    num_steps_before: int | None = None
 
     @property
     def resume_from(self) -> Path | None:
@@ -48,44 +56,54 @@ class RunFolder:
         return self.candidates.newest
 
     @property
+    def weights_from(self) -> Path | None:
+        """The checkpoint that the weights come from, of this run or of another."""
+        return self.resume_from or self.start_from
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @classmethod
-    def find(cls, config: Config, *, fingerprint: str | None) -> RunFolder:
-        """Finds what `checkpoint.resume` asks for; writes nothing.
+    def find(
+        cls, config: Config, *, fingerprint: str | None, steps_per_epoch: int | None
+    ) -> RunFolder:
+        """Finds what the `checkpoint` section asks for; writes nothing.
+
+        A folder belongs to a run from its first checkpoint on: before it there is nothing to lose.
 
         Args:
             config: of the run that is about to start.
             fingerprint: of its training data, where that could be opened.
+            steps_per_epoch: of the same.
 
         Raises:
             UserError: the folder cannot be written or belongs to a run with another result, or
-                `resume` cannot be met.
+                `resume` or `start_from` cannot be met.
         """
         assert config.run.name is not None
         path = Path(config.run.dir).expanduser() / config.run.name
         _check_writable(path)
-        settings, resume = path / "config.yaml", config.checkpoint.resume
-        if resume == "never":
-            if path.is_dir() and any(path.iterdir()):
-                raise UserError(
-                    f"{path} holds a run already, and checkpoint.resume: never would overwrite it; "
-                    "choose another run.name, or remove the folder"
-                )
-            return cls(path, Candidates())
-        if resume == "auto":
-            candidates = Candidates.in_directory(path / "checkpoints")
-            if candidates.newest is None and settings.is_file():
-                _check_same_result(settings, load_config(settings), config)
-        else:
-            candidates = Candidates((find_checkpoint(Path(resume).expanduser()),), is_explicit=True)
-        if (checkpoint := candidates.newest) is not None:
-            progress = Progress.read(checkpoint)
-            _check_same_result(checkpoint, progress.resolved_config(checkpoint), config)
-            _check_same_data(checkpoint, progress.extra, fingerprint)
-        return cls(path, candidates)
+        checkpoints, section = path / "checkpoints", config.checkpoint
+        if section.resume == "never" and step_folders(checkpoints):
+            raise UserError(
+                f"{path} holds a run already, and checkpoint.resume: never would overwrite it; "
+                "choose another run.name, or remove the folder"
+            )
+        candidates = Candidates.in_directory(checkpoints)
+        if (checkpoint := candidates.newest) is None:
+            source = None if section.start_from is None else _checkpoint_of(section.start_from)
+            return cls(path, candidates, start_from=source)
+        progress = Progress.read(checkpoint)
+        _check_same_data(checkpoint, progress.extra, fingerprint)
+        before = progress.resolved_config(checkpoint)
+        length, length_before = (
+            one.training.num_steps(steps_per_epoch) for one in (config, before)
+        )
+        is_longer = length is not None and length_before is not None and length > length_before
+        _check_same_result(checkpoint, before, config, may_differ=_LENGTH_KEYS * is_longer)
+        return cls(path, candidates, num_steps_before=length_before if is_longer else None)
 
     def start(self, config: Config) -> IO[bytes]:
         """Takes the folder for this process and writes the config, every default filled in.
@@ -124,17 +142,38 @@ def _check_writable(path: Path) -> None:
         )
 
 
-def _check_same_result(source: Path, before: Config, config: Config) -> None:
+def _checkpoint_of(location: str) -> Path:
+    """The checkpoint that `checkpoint.start_from` names: its folder, a run's, or that of several.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = Path(location).expanduser()
+    inside = path / "checkpoints"
+    try:
+        found = find_checkpoint(inside if inside.is_dir() else path)
+        Progress.read(found)
+    except UserError as error:
+        raise UserError(f"checkpoint.start_from: {error}") from error
+    return found
+
+
+def _check_same_result(
+    source: Path, before: Config, config: Config, *, may_differ: tuple[str, ...]
+) -> None:
     old, now = before.to_dict(), config.to_dict()
     changes = [
         f"{key} was {value_at(old, key)!r} and is now {value_at(now, key)!r}"
         for key in all_keys()
-        if _decides_the_result(key) and value_at(old, key) != value_at(now, key)
+        if _decides_the_result(key)
+        and key not in may_differ
+        and value_at(old, key) != value_at(now, key)
     ]
     if changes:
         raise UserError(
             f"{source} cannot be continued with another result: {'; '.join(changes)}; "
-            "choose another run.name, or the settings of before"
+            f"choose another run.name (checkpoint.start_from: {source} starts it from these "
+            "weights), or the settings of before; training.epochs or steps may grow"
         )
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from launch.cli import main
 from launch.local_ranks import start_ranks
+from msam_scale.checkpoint import read_weights
+from msam_scale.config import load_config
+from msam_scale.monitoring.metric_lines import read_metric_lines
 from msam_scale.supervision import StopRequest
 
 
@@ -84,3 +89,86 @@ def test_a_program_of_the_ranks_name_in_the_working_folder_is_not_theirs(
         Path(f"{name}.py").write_text("raise SystemExit(0)\n")
     assert start_ranks(1, [config, "model.name=wrn-11-1"], grace=5) == 2
     assert "model.name" in capfd.readouterr().err
+
+
+def steps_of(run: str) -> list[int]:
+    return [line["step"] for line in read_metric_lines(Path("runs", run, "metrics.jsonl"))]
+
+
+def train(config: str, *words: str) -> None:
+    plain = ("data.val=null", "training.eval_every=null", "monitor.every=1")
+    assert main(["train", config, "monitor.progress=false", *plain, *words]) == 0
+
+
+def test_a_run_that_ended_before_its_first_step_leaves_its_folder_free(config: str) -> None:
+    """With both values of `resume`; what it has written of itself is the corrected run's."""
+    Path("runs/small/checkpoints").mkdir(parents=True)
+    broken = load_config(config, overrides=["run.seed=7", "objective.rho=3"])
+    Path("runs/small/config.yaml").write_text(broken.to_yaml())
+    train(config, "training.steps=2", "checkpoint.resume=never")
+    assert load_config("runs/small/config.yaml").run.seed == 0
+    assert steps_of("small") == [1, 2]
+
+
+def test_a_finished_run_is_lengthened(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config, "training.steps=2")
+    capsys.readouterr()
+    train(config, "training.steps=4", "training.compile=false", "training.eval_every=null")
+    assert steps_of("small") == [1, 2, 3, 4]
+    lines = read_metric_lines(Path("runs/small/metrics.jsonl"))
+    before, after = f"{lines[1]['lr']:.4g} in step 2", f"{lines[2]['lr']:.4g} in step 3"
+    told = capsys.readouterr().err
+    assert "lengthened from 2 to 4 steps" in told
+    assert before in told
+    assert after in told
+    train(config, "run.name=whole", "training.steps=4")
+    whole = read_metric_lines(Path("runs/whole/metrics.jsonl"))
+    assert lines[2]["lr"] == whole[2]["lr"], "the schedule is that of a run of the new length"
+
+
+def test_a_run_is_not_shortened(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    train(config, "training.steps=2")
+    assert main(["train", config, "training.steps=1"]) == 2
+    error = capsys.readouterr().err
+    assert "training.steps was 2 and is now 1" in error
+    assert "checkpoint.start_from" in error
+
+
+def test_what_changes_rounding_only_may_change_on_resume(config: str) -> None:
+    words = ("training.steps=2", "checkpoint.every=1", "checkpoint.keep=9")
+    train(config, *words)
+    shutil.rmtree("runs/small/checkpoints/step-00000002")
+    Path("runs/small/checkpoints/latest").write_text("step-00000001\n")
+    train(config, *words, "training.activation_checkpointing=true")
+    assert steps_of("small") == [1, 2]
+
+
+def test_another_run_starts_from_a_finished_one_and_goes_on_from_its_own(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With another rate, seed and objective; at step 0, with the weights and the momentum."""
+    train(config, "training.steps=2")
+    words = (
+        "run.name=second", "checkpoint.start_from=runs/small", "run.seed=5", "optimizer.lr=0",
+        "optimizer.weight_decay=0", "objective.micro_batches=2", "training.steps=2",
+    )  # fmt: skip
+    train(config, *words, "checkpoint.every=1", "checkpoint.keep=9")
+    assert steps_of("second") == [1, 2]
+    first, second = (
+        dict(read_weights(Path(f"runs/{run}/checkpoints/step-00000002")))
+        for run in ("small", "second")
+    )
+    trained = [name for name in first if "running" not in name and "num_batches" not in name]
+    assert all(torch.equal(first[name], second[name]) for name in trained)
+    shutil.rmtree("runs/second/checkpoints/step-00000002")
+    Path("runs/second/checkpoints/latest").write_text("step-00000001\n")
+    capsys.readouterr()
+    train(config, *words, "monitor.progress=true")
+    assert "resumed after step 1 of 2" in capsys.readouterr().err
+
+
+def test_a_path_to_resume_names_start_from(config: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", config, "checkpoint.resume=runs/other"]) == 2
+    assert "checkpoint.start_from=runs/other" in capsys.readouterr().err
+    assert main(["train", config, "checkpoint.start_from=runs/other"]) == 2
+    assert "command line: checkpoint.start_from: runs/other" in capsys.readouterr().err

@@ -150,3 +150,9 @@ class TrainingSection(Section):
     """Decay, for each step, of an exponential moving average of the weights that is evaluated and
     saved beside them; it takes the memory of one more copy, sharded as they are. `null`, the
     default: no average."""
+
+    def num_steps(self, steps_per_epoch: int | None) -> int | None:
+        """Optimizer steps of the whole run; None where epochs of an unknown length tell."""
+        if self.steps is not None or steps_per_epoch is None:
+            return self.steps
+        return steps_per_epoch * (self.epochs or 0)

@@ -51,10 +51,14 @@ class CheckpointSection(Section):
     """Write checkpoints while training goes on, instead of waiting for the disk. Off by default: it
     needs host memory for one more copy of the state."""
 
-    resume: Text = "auto"
-    """What a start does with earlier checkpoints: `auto`, the default, goes on from the run's
-    newest one if there is any, `never` refuses a folder that holds a run, and anything else is
-    the path of the checkpoint to start from."""
+    resume: Text = "auto"  # older checkpoints have configs with a path here
+    """What a start does with the run's own checkpoints: `auto`, the default, goes on from the
+    newest one if there is any, `never` refuses a folder that holds one."""
+
+    start_from: Text | None = None
+    """Folder of another run, or of one of its checkpoints, whose weights and optimizer state the
+    run starts from: at step 0, with its own schedule, data and seed. A run that has checkpoints of
+    its own goes on from them. `null`, the default: the model's own initial weights."""
 
 
 class MonitorSection(Section):
