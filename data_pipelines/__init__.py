@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         SampleOrder,
         WindowOrder,
         augmentation_rng,
+        check_order,
         sample_order,
     )
     from data_pipelines.preparation import DATASETS, PreparedDataset, prepare
@@ -107,6 +108,7 @@ __all__ = [
     "bench_split",
     "build_index",
     "check_dataset",
+    "check_order",
     "cutmix_draws",
     "index_shards",
     "mix_images",
@@ -176,6 +178,7 @@ __getattr__ = lazy_exports(
         "open_split": "reading",
         "prepare": "preparation",
         "probe": "decoding",
+        "check_order": "order",
         "sample_order": "order",
         "soft_targets": "transforms",
         "transform_preset": "transforms",

@@ -46,11 +46,8 @@ def closing_words(
         report = _call("msam-scale", "report", str(outcome.folder), "--out", "curves.png")
         lines.append(f"Curves:       {report}")
     if config.objective.algorithm != "vanilla":
-        # Without a perturbation a radius would have no effect; its default says nothing.
         given = [one for one in overrides if not one.startswith(("run.name=", "objective."))]
         given += [f"run.name={outcome.folder.name}-vanilla", "objective.algorithm=vanilla"]
-        if config.objective.rho != type(config.objective)().rho:
-            given.append(f"objective.rho={type(config.objective)().rho}")
         ranks = ["--nproc", str(num_ranks)] if num_ranks > 1 else []
         lines.append(f"Try next:     {_call('msam-scale', 'train', source, *ranks, *given)}")
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from data_pipelines.errors import UserError
 from msam_scale import ranks as ranks_module
 from msam_scale.assembly import assemble
 from msam_scale.batch_plan import BatchPlan, divisors
-from msam_scale.config import Config, load_config
+from msam_scale.config import Config
+from msam_scale.config.load import load
 from msam_scale.engine import Engine
 from msam_scale.layers import stateless_random
 from msam_scale.layers.install import has_batch_norm
@@ -25,6 +27,8 @@ from msam_scale.optimization.from_config import (
 )
 from msam_scale.phases import Phases, batch_plans, norm_samples
 from msam_scale.self_test import check_sharding
+
+_logger = logging.getLogger("msam_scale")
 
 
 def initialize(
@@ -63,7 +67,8 @@ def initialize(
     if loss_fn is not None and not callable(loss_fn):
         raise UserError(f"loss_fn: {loss_fn!r} is not a function of (model, batch)")
     ranks = ranks_module.join()
-    settings = load_config(config, world_size=ranks.size)
+    loaded = load(config, world_size=ranks.size)
+    settings = loaded.config
     phases = Phases(
         settings,
         world_size=ranks.size,
@@ -71,6 +76,8 @@ def initialize(
     )
     check_batch_norm(model, settings, world_size=ranks.size)
     if ranks.is_first:
+        for note in loaded.notes:
+            _logger.warning("%s", note)
         say_what_is_unused(settings, optimizer)
     check_ranks_agree(model, settings, ranks=ranks)
     check_sharding(settings, ranks=ranks)

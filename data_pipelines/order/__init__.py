@@ -3,7 +3,7 @@
 from data_pipelines.order.global_order import GlobalOrder
 from data_pipelines.order.lane_order import LaneOrder
 from data_pipelines.order.random_streams import augmentation_rng
-from data_pipelines.order.registry import ORDERS, SampleOrder, sample_order
+from data_pipelines.order.registry import ORDERS, SampleOrder, check_order, sample_order
 from data_pipelines.order.window_order import WindowOrder
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "SampleOrder",
     "WindowOrder",
     "augmentation_rng",
+    "check_order",
     "sample_order",
 ]

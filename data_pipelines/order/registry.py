@@ -105,6 +105,20 @@ def sample_order(order: str, *, index: SampleIndex, seed: int, batch_size: int) 
         UserError: There is no such order or parameter, a number is out of range, or the split is
             sorted by class and the order cannot mix it.
     """
+    factory, parameters = _parsed(order)
+    return factory(index, seed=seed, batch_size=batch_size, parameters=parameters)
+
+
+def check_order(order: str) -> None:
+    """Refuses what no data would make an order of.
+
+    Raises:
+        UserError: There is no order of this name, or its parameters cannot be read.
+    """
+    _parsed(order)
+
+
+def _parsed(order: str) -> tuple[OrderFactory, dict[str, int]]:
     name, _, rest = order.partition(":")
     factory = lookup(ORDERS, name, kind="order")
     parameters: dict[str, int] = {}
@@ -116,7 +130,7 @@ def sample_order(order: str, *, index: SampleIndex, seed: int, batch_size: int) 
                 "lanes:lanes=256,shards=2, each once"
             )
         parameters[found[1]] = int(found[2])
-    return factory(index, seed=seed, batch_size=batch_size, parameters=parameters)
+    return factory, parameters
 
 
 def default_num_lanes(batch_size: int) -> int:

@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--nproc", type=count, metavar="N", help="ranks that the mini-batch has to be laid out on"
     )
+    check.add_argument(
+        "--no-data", action="store_true", help="do not look for the data that the config names"
+    )
     check.set_defaults(action=_check)
 
     show = actions.add_parser("show", help="print it as YAML, every default filled in")
@@ -46,9 +49,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    config = load_config(
-        arguments.config, overrides=arguments.overrides, world_size=arguments.nproc
+    from msam_scale.training import check_run
+
+    loaded = check_run(
+        arguments.config,
+        overrides=arguments.overrides,
+        world_size=arguments.nproc,
+        with_data=not arguments.no_data,
     )
+    for note in loaded.notes:
+        print(note, file=sys.stderr)
+    config = loaded.config
     print(f"{arguments.config}: ok: {_summary(config, world_size=arguments.nproc)}")
 
 

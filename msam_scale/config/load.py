@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from msam_scale.config.deepspeed.translation import (
     is_deepspeed_config,
     translate,
 )
+from msam_scale.config.keys import default_of, value_at
 from msam_scale.config.overrides import SOURCE as COMMAND_LINE
 from msam_scale.config.overrides import apply_overrides
 from msam_scale.config.problems import ConfigError, Problem
@@ -21,6 +22,22 @@ from msam_scale.config.reading import Document, read_document
 from msam_scale.config.schema import Config
 from msam_scale.config.text_keys import remove_other_keys
 from msam_scale.config.validation import validate
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A config, and what its reader is to know of it.
+
+    Attributes:
+        config: every default filled in.
+        notes: what it means that its author may not expect, a line each.
+        located: gives a problem that is found later its source, and the name that its setting has
+            there.
+    """
+
+    config: Config
+    notes: tuple[str, ...]
+    located: Callable[[Problem], Problem]
 
 
 def load_config(
@@ -48,6 +65,19 @@ def load_config(
         ConfigError: with everything that is wrong, each with its source, key, value and what would
             work.
     """
+    return load(
+        source, overrides=overrides, world_size=world_size, for_training=for_training
+    ).config
+
+
+def load(
+    source: str | Path | Mapping[str, Any] | Config,
+    *,
+    overrides: Iterable[str] = (),
+    world_size: int | None = None,
+    for_training: bool = False,
+) -> Loaded:
+    """As `load_config`, with all that there is to say of the config."""
     document = read_document(source)
     other_keys = remove_other_keys(document.values)
     document, translation = _translated(document, world_size=world_size)
@@ -60,26 +90,54 @@ def load_config(
     if unreadable:
         unsettled |= {"sharding.deepspeed"}
     validated = validate(document.values, unsettled=unsettled)
-    problems = [
-        *other_keys,
-        *translation.problems,
-        *unreadable,
-        *validated.problems,
-        *find_problems(
-            validated.config,
+
+    def located(problem: Problem) -> Problem:
+        return _with_source(
+            problem, document=document, overridden=applied.keys, names=translation.names
+        )
+
+    def find(config: Config) -> list[Problem]:
+        return find_problems(
+            config,
             world_size=world_size,
             for_training=for_training,
             unsettled=validated.unsettled,
-        ),
-    ]
-    problems = [
-        _with_source(problem, document=document, overridden=applied.keys, names=translation.names)
-        for problem in problems
-    ]
-    problems += applied.problems
+        )
+
+    config, notes = validated.config, list(translation.notes)
+    found = find(config)
+    while idle := [one for one in found if _is_left_idle(one, overridden=applied.keys)]:
+        notes += [_idle_note(located(one), config) for one in idle]
+        config = _with_defaults(config, [one.key for one in idle])
+        found = find(config)
+    problems = [*other_keys, *translation.problems, *unreadable, *validated.problems, *found]
+    problems = [*map(located, problems), *applied.problems]
     if problems:
         raise ConfigError(problems)
-    return validated.config
+    return Loaded(config, tuple(notes), located)
+
+
+def _is_left_idle(problem: Problem, *, overridden: frozenset[str]) -> bool:
+    """Whether the command line takes a setting's effect away that it does not itself set."""
+    return problem.idle_beside in overridden and not any(
+        _one_holds_the_other(problem.key, other) for other in overridden
+    )
+
+
+def _idle_note(problem: Problem, config: Config) -> str:
+    beside = value_at(config.to_dict(), str(problem.idle_beside))
+    return (
+        f"{problem.source}: {problem.key}: left out: it has no effect with "
+        f"{problem.idle_beside}={'null' if beside is None else beside} of the {COMMAND_LINE}"
+    )
+
+
+def _with_defaults(config: Config, keys: Sequence[str]) -> Config:
+    values = config.to_dict()
+    for key in keys:
+        section, _, name = key.rpartition(".")
+        values[section][name] = default_of(key)
+    return Config.model_validate(values)
 
 
 def _name_run(document: Document) -> None:

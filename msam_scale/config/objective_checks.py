@@ -38,6 +38,7 @@ def _micro_batches_fit_the_algorithm(
             key,
             f"{micro_batches} contradicts objective.algorithm: sam, which is msam with one "
             "micro-batch; leave it out, or set objective.algorithm: msam",
+            idle_beside="objective.algorithm",
         )
 
 
@@ -70,6 +71,7 @@ def _something_ascends(
             yield Problem(
                 key,
                 f"{shown(value)} has no effect with objective.algorithm: vanilla; leave it out",
+                idle_beside="objective.algorithm",
             )
 
 

@@ -18,12 +18,15 @@ class Problem:
         related: other settings that the problem is as much about. The message must then read well
             under any of them, because the one that came from the command line is named.
         source: where the value came from: a file, `command line`, or `config` for a dict.
+        idle_beside: where all that is wrong is that `key` has no effect, the setting that makes it
+            so.
     """
 
     key: str
     message: str
     related: tuple[str, ...] = ()
     source: str = "config"
+    idle_beside: str | None = None
 
     def __str__(self) -> str:
         key = self.key if self.key.isprintable() else repr(self.key)  # one line, whatever it is

@@ -1,6 +1,8 @@
 """Settings that do nothing beside certain others: refused, because their author expects an effect.
 
-A setting that is at its default is fine: a written-out config holds all of them.
+A setting that is at its default is fine: a written-out config holds all of them. So is a file's
+beside an override that takes its effect away (`data.val=null`): `load` then leaves it out and says
+so.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ class _WithoutEffect:
     def _find(self, *, given: object, other: object) -> Iterator[Problem]:
         if other == self.value and given != default_of(self.key):
             because = f"with {self.beside}: {other}" if other else f"without {self.beside}"
-            yield Problem(self.key, f"{shown(given)} has no effect {because}; leave it out")
+            message = f"{shown(given)} has no effect {because}; leave it out"
+            yield Problem(self.key, message, idle_beside=self.beside)
 
 
 WITHOUT_EFFECT = [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 
 from data_pipelines.errors import UserError
 from msam_scale.config.keys import all_keys
+from msam_scale.config.overrides import SOURCE as COMMAND_LINE
 from msam_scale.config.problems import ConfigError, Problem
 
 
@@ -15,18 +16,21 @@ class Findings:
     """Turns the UserErrors raised inside `collected` blocks into one ConfigError.
 
     Args:
-        source: the config file, named where a setting does not come from the command line.
-        overrides: the settings of the command line.
+        located: gives a problem its source; `config.load.Loaded` has it.
     """
 
-    def __init__(self, source: str | Path, *, overrides: Iterable[str]) -> None:
-        self._source = str(source)
-        self._overridden = {override.partition("=")[0] for override in overrides}
+    def __init__(self, located: Callable[[Problem], Problem]) -> None:
+        self._located = located
         self._problems: list[Problem] = []
 
     @contextmanager
-    def collected(self, key: str) -> Iterator[None]:
-        """A check of the setting `key`; what follows the block runs either way."""
+    def collected(self, key: str, *, related: tuple[str, ...] = ()) -> Iterator[None]:
+        """A check of the setting `key`; what follows the block runs either way.
+
+        Args:
+            key: named in the message, unless that names another one itself.
+            related: settings that may be to blame as well; one from the command line is named.
+        """
         try:
             yield
         except ConfigError as error:
@@ -36,11 +40,12 @@ class Findings:
             message = str(error)
             named, _, rest = message.partition(": ")
             if named in all_keys():
-                key, message = named, rest
+                related, key, message = (*related, key), named, rest
             message = message.removeprefix(f"{key.partition('.')[0]}: ")
-            overridden = any(f"{one}.".startswith(f"{key}.") for one in self._overridden)
-            source = "command line" if overridden else self._source
-            self._problems.append(Problem(key, message, source=source))
+            problem = self._located(Problem(key, message, related=related))
+            if problem.source == COMMAND_LINE and problem.key != key:
+                problem = replace(problem, message=f"{key}: {message}")
+            self._problems.append(problem)
 
     def raise_all(self) -> None:
         """Raises what was found, if anything."""

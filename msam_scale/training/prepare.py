@@ -5,25 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from data_pipelines import SampleIndex, Split, sample_order, transform_preset
+from data_pipelines import SampleIndex, Split, check_order, sample_order, transform_preset
 from data_pipelines.errors import UserError
 from msam_scale.ascent import ascent_rule
 from msam_scale.checkpoint import Progress
-from msam_scale.config import Config, load_config
+from msam_scale.config import Config
+from msam_scale.config.deepspeed.optimizers import CLIENT_OPTIMIZER
 from msam_scale.config.describe import shown
 from msam_scale.config.keys import default_of, value_at
+from msam_scale.config.load import Loaded, load
 from msam_scale.initialization import check_batch_norm
-from msam_scale.models import ModelRequest, build_model, check_model_name
+from msam_scale.models import MODEL_SOURCES, ModelRequest, build_model, check_model_name
 from msam_scale.optimization import check_schedule
 from msam_scale.optimization.from_config import optimizer_builder
 from msam_scale.training.data import RunData, open_run_split
 from msam_scale.training.findings import Findings
 from msam_scale.training.metrics import check_metrics
 from msam_scale.training.run_folder import RunFolder
-from msam_scale.training.tasks import Task, make_task
+from msam_scale.training.tasks import ImageTask, Task, make_task
+
+# Settings that may be to blame for what is found wrong with another one.
+_MODEL_KEYS = ("model.source", "model.args")
+_IMAGE_KEYS = (*_MODEL_KEYS, "data.transform", "data.train")
+_BATCH_KEYS = ("batch.size", "batch.chunk", "objective.micro_batches", "objective.algorithm")
+_LENGTH_KEYS = ("training.steps", "training.epochs", "schedule.name")
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class PreparedRun:
         steps_per_epoch: full mini-batches of an epoch.
         num_steps: optimizer steps of the run.
         folder: the run's folder and what is in it already.
+        notes: what the config means that its author may not expect, a line each.
     """
 
     config: Config
@@ -45,6 +55,7 @@ class PreparedRun:
     steps_per_epoch: int
     num_steps: int
     folder: RunFolder
+    notes: tuple[str, ...] = ()
 
 
 def prepare_run(
@@ -55,39 +66,89 @@ def prepare_run(
     Raises:
         ConfigError: everything that is wrong, together.
     """
+    loaded = load(source, overrides=overrides, world_size=world_size, for_training=True)
+    prepared = _prepare(loaded, world_size=world_size)
+    assert prepared is not None
+    return prepared
+
+
+def check_run(
+    source: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    world_size: int | None = None,
+    with_data: bool = True,
+) -> Loaded:
+    """Refuses what `prepare_run` refuses, as far as it can be known.
+
+    A config that names no data, such as one for `initialize`, need not have what only a run needs.
+
+    Args:
+        source: as for `prepare_run`.
+        overrides: as for `prepare_run`.
+        world_size: ranks; None: what holds for any number of them.
+        with_data: whether the data that the config names have to be there.
+
+    Raises:
+        ConfigError: everything that is wrong, together.
+    """
     overrides = tuple(overrides)
-    config = load_config(source, overrides=overrides, world_size=world_size, for_training=True)
-    findings = Findings(source, overrides=overrides)
-    train = model = folder = None
-    with findings.collected("data.train"):
-        train = open_run_split(str(config.data.train), config)
-    data = _open_data(config, train, findings=findings)
+    loaded = load(source, overrides=overrides, world_size=world_size)
+    if loaded.config.data.train is not None:
+        loaded = load(source, overrides=overrides, world_size=world_size, for_training=True)
+    _prepare(loaded, world_size=world_size or 1, with_data=with_data)
+    return loaded
+
+
+def _prepare(loaded: Loaded, *, world_size: int, with_data: bool = True) -> PreparedRun | None:
+    """A run, or None where there are no data to look at."""
+    config, findings = loaded.config, Findings(loaded.located)
+    train = data = model = folder = None
+    if with_data and config.data.train is not None:
+        with findings.collected("data.train"):
+            train = open_run_split(config.data.train, config)
+    if train is not None:
+        data = _open_data(config, train, findings=findings)
+    else:
+        with findings.collected("data.transform"):
+            transform_preset(config.data.transform)
+        with findings.collected("data.order"):
+            check_order(config.data.order)
     with findings.collected("objective.ascent"):
         ascent_rule(config.objective.ascent)
-    with findings.collected("optimizer.name"):
-        optimizer_builder(config)
+    if config.optimizer.name != CLIENT_OPTIMIZER:
+        with findings.collected("optimizer.name"):
+            optimizer_builder(config)
     steps_per_epoch = num_steps = None
     if train is not None:
-        with findings.collected("batch.size"):
+        with findings.collected("batch.size", related=("data.train",)):
             steps_per_epoch = _steps_per_epoch(config, train.index)
             num_steps = config.training.num_steps(steps_per_epoch)
-            with findings.collected("schedule.warmup"):
+            with findings.collected("schedule.warmup", related=_LENGTH_KEYS):
                 check_schedule(config.schedule, num_steps=num_steps)
-            with findings.collected("data.order"):
+            with findings.collected("data.order", related=("data.train", "batch.size")):
                 _check_order(config, train.index)
-    with findings.collected("run.name"):
-        fingerprint = None if train is None else train.index.fingerprint
-        folder = RunFolder.find(config, fingerprint=fingerprint, steps_per_epoch=steps_per_epoch)
-    with findings.collected("model.name"):
-        check_model_name(config.model.source, str(config.model.name))
-        if data is not None:
-            model = _build(config, data, checkpoint=None if folder is None else folder.weights_from)
-            with findings.collected("model.name"):
-                data.task.check_model(model)
-            with findings.collected("batch.norm_samples"):
+    if config.data.train is not None:
+        with findings.collected("run.name"):
+            fingerprint = None if train is None else train.index.fingerprint
+            folder = RunFolder.find(
+                config, fingerprint=fingerprint, steps_per_epoch=steps_per_epoch
+            )
+    if config.model.name is not None:
+        with findings.collected("model.name", related=_MODEL_KEYS):
+            check_model_name(config.model.source, config.model.name)
+            description = _stand_in(config) if data is None else data.task.description()
+            model = _build(config, description, checkpoint=folder and folder.weights_from)
+            with findings.collected("batch.norm_samples", related=_BATCH_KEYS):
                 check_batch_norm(model, config, world_size=world_size)
+            if data is not None:
+                with findings.collected(
+                    "model.name", related=(*_MODEL_KEYS, "data.transform", "data.train")
+                ):
+                    data.task.check_model(model)
     findings.raise_all()
-    assert data is not None
+    if data is None:
+        return None
     assert model is not None
     assert folder is not None
     assert steps_per_epoch is not None
@@ -99,30 +160,28 @@ def prepare_run(
         steps_per_epoch=steps_per_epoch,
         num_steps=num_steps,
         folder=folder,
+        notes=loaded.notes,
     )
 
 
-def _open_data(config: Config, train: Split | None, *, findings: Findings) -> RunData | None:
+def _open_data(config: Config, train: Split, *, findings: Findings) -> RunData | None:
     task: Task | None = None
     val = None
-    with findings.collected("data.transform"):
-        if train is None:
-            transform_preset(config.data.transform)
-        else:
-            task = make_task(train, transform=config.data.transform)
+    with findings.collected("data.transform", related=("data.train",)):
+        task = make_task(train, transform=config.data.transform)
     if config.data.val is not None:
         with findings.collected("data.val"):
             val = open_run_split(config.data.val, config)
             if task is not None:
                 task.check_validation(val)
-    if train is None or task is None:
+    if task is None:
         return None
     values = config.to_dict()
     for key in task.ignored_settings:
         if (value := value_at(values, key)) != default_of(key):
             with findings.collected(key):
                 raise UserError(f"{shown(value)} has no effect on {task.kind}; leave it out")
-    with findings.collected("training.metrics"):
+    with findings.collected("training.metrics", related=("data.train",)):
         check_metrics(config.training.metrics, num_classes=task.num_classes)
     return RunData(train=train, val=val, task=task)
 
@@ -131,7 +190,15 @@ def _check_order(config: Config, index: SampleIndex) -> None:
     sample_order(config.data.order, index=index, seed=config.run.seed, batch_size=config.batch.size)
 
 
-def _build(config: Config, data: RunData, *, checkpoint: Path | None) -> nn.Module:
+def _stand_in(config: Config) -> dict[str, Any]:
+    """What a model is built for where there are no data: the number of classes is any."""
+    kind = MODEL_SOURCES[config.model.source].kind
+    num_classes = config.model.args.get("num_classes", 2)
+    channels = 3 if kind == ImageTask.kind else None
+    return {"kind": kind, "num_classes": num_classes, "num_channels": channels}
+
+
+def _build(config: Config, description: dict[str, Any], *, checkpoint: Path | None) -> nn.Module:
     # A checkpoint has all weights: the file or hub that they once came from may be gone.
     starts = checkpoint is None
     weights = config.model.weights if starts else None
@@ -140,7 +207,7 @@ def _build(config: Config, data: RunData, *, checkpoint: Path | None) -> nn.Modu
         settings = Progress.read(checkpoint).extra.get("model_settings")
     request = ModelRequest(
         name=str(config.model.name),
-        **data.task.description(),
+        **description,
         arguments=config.model.args,
         pretrained=config.model.pretrained and starts,
         settings=settings,

@@ -111,7 +111,7 @@ class _Run:
             num_steps=prepared.num_steps,
             speaks=ranks.is_first,
         )
-        for line in self._told:
+        for line in (*prepared.notes, *self._told):
             self._monitor.warn(line)
         self._measurements = Measurements(
             self._engine,

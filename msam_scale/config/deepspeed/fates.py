@@ -23,9 +23,11 @@ class PassedOn:
 
     Attributes:
         kind: what DeepSpeed expects there. DeepSpeed takes `5e8` for a whole number, and so do we.
+        default: what DeepSpeed takes where the key is missing.
     """
 
     kind: Kind
+    default: Any = None
 
     def complaint(self, value: Any) -> str | None:
         """What `value` should have been, in words; None where it is right."""
@@ -56,11 +58,18 @@ class Refused:
 
     Attributes:
         reason: why not, and what works instead.
-        unless: values that ask for nothing, or for what is so in any case.
+        accepts: values that ask for what is so in any case.
+        default: what DeepSpeed takes where the key is missing. Written out it means no more here
+            than left out.
     """
 
     reason: str
-    unless: Callable[[Any], bool] = lambda value: False
+    accepts: Callable[[Any], bool] = lambda value: False
+    default: Any = None
+
+    def unless(self, value: Any) -> bool:
+        """Whether `value` is fine."""
+        return self.accepts(value) or asks_for_nothing(value, default=self.default)
 
 
 Fate = PassedOn | Translated | Refused
@@ -76,8 +85,15 @@ def disabled(value: Any) -> bool:
     return value is False or (isinstance(value, dict) and value.get("enabled", False) is False)
 
 
-def asks_for_nothing(value: Any) -> bool:
-    """A section that holds nothing but false and null, at any depth."""
+def asks_for_nothing(value: Any, *, default: Any = None) -> bool:
+    """Null, DeepSpeed's default, nothing at all, or a section that is off or holds only such."""
     if isinstance(value, dict):
-        return all(asks_for_nothing(inner) for inner in value.values())
-    return value is False or value is None
+        defaults = default if isinstance(default, dict) else {}
+        return value.get("enabled") is False or all(
+            asks_for_nothing(inner, default=defaults.get(name)) for name, inner in value.items()
+        )
+    if isinstance(value, str) and isinstance(default, str):
+        return value.lower() == default.lower()  # DeepSpeed does not mind either
+    if value is None or (value == default and isinstance(value, bool) == isinstance(default, bool)):
+        return True
+    return not default and not value

@@ -27,19 +27,19 @@ LOSS_SCALE_KEYS: tuple[tuple[str, str, Any], ...] = (
 _BF16_KEYS: Mapping[str, Fate] = {
     "enabled": PassedOn("flag"),
     "immediate_grad_update": Refused(
-        "it is for DeepSpeed's own accumulation; leave it out", unless=one_of(False)
+        "it is for DeepSpeed's own accumulation; leave it out", accepts=one_of(False)
     ),
     "check_grad_overflow": Refused(
-        "a step whose gradient is not finite is always skipped; leave it out", unless=one_of(True)
+        "a step whose gradient is not finite is always skipped; leave it out", default=True
     ),
-    "bf16_master_weights_and_grads": Refused(_MASTERS, unless=one_of(False)),
-    "bf16_optimizer_states": Refused(_MASTERS, unless=one_of(False)),
+    "bf16_master_weights_and_grads": Refused(_MASTERS, accepts=one_of(False)),
+    "bf16_optimizer_states": Refused(_MASTERS, accepts=one_of(False)),
 }
 _FP16_KEYS: Mapping[str, Fate] = {
     "enabled": PassedOn("flag"),
     # Met by torch.autocast, which every forward runs in.
-    "auto_cast": Refused("is not a choice: true or false works", unless=one_of(True, False)),
-    "fp16_master_weights_and_grads": Refused(_MASTERS, unless=one_of(False)),
+    "auto_cast": Refused("is not a choice: true or false works", accepts=one_of(True, False)),
+    "fp16_master_weights_and_grads": Refused(_MASTERS, accepts=one_of(False)),
 }
 
 

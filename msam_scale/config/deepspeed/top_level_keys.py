@@ -14,7 +14,6 @@ from msam_scale.config.deepspeed.fates import (
     PassedOn,
     Refused,
     Translated,
-    asks_for_nothing,
     disabled,
     one_of,
 )
@@ -75,84 +74,104 @@ TOP_LEVEL_KEYS: Mapping[str, Fate] = {
     "steps_per_print": Translated(into=("monitor.every",)),
     "tensorboard": Translated(into=("monitor.deepspeed_tensorboard",)),
     # What only changes how DeepSpeed works.
-    "zero_force_ds_cpu_optimizer": PassedOn("flag"),
-    "comms_logger": PassedOn("mapping"),
-    "disable_python_gc": PassedOn("flag"),
+    "zero_force_ds_cpu_optimizer": PassedOn("flag", True),
+    "comms_logger": PassedOn("mapping", {"prof_all": True}),
+    "disable_python_gc": PassedOn("flag", False),
     "log_level": PassedOn("text"),
     "vocabulary_size": PassedOn("count"),
     # How gradients are added up: not open to choice, because the result depends on it.
-    "communication_data_type": Refused(_FLOAT32_SUMS, unless=one_of("fp32")),
+    "communication_data_type": Refused(_FLOAT32_SUMS, accepts=one_of("fp32")),
     "data_types": Refused(
         f"only grad_accum_dtype: fp32 works: {_FLOAT32_SUMS}",
-        unless=lambda value: value in ({}, {"grad_accum_dtype": "fp32"}),
+        # "fp32" is no default of DeepSpeed's, but what is so in any case.
+        default={"grad_accum_dtype": "fp32", "keep_in_fp32_modules": "auto"},
     ),
-    "prescale_gradients": Refused(_MEAN_BY_ENGINE, unless=one_of(False)),
-    "gradient_predivide_factor": Refused(_MEAN_BY_ENGINE, unless=one_of(1, 1.0)),
-    "gradient_allreduce_op": Refused(_MEAN_BY_ENGINE, unless=one_of("mean")),
-    "disable_allgather": Refused(
-        "every rank needs the updated weights; leave it out", unless=one_of(False)
-    ),
+    "prescale_gradients": Refused(_MEAN_BY_ENGINE),
+    "gradient_predivide_factor": Refused(_MEAN_BY_ENGINE, default=1.0),
+    "gradient_allreduce_op": Refused(_MEAN_BY_ENGINE, default="mean"),
+    "disable_allgather": Refused("every rank needs the updated weights; leave it out"),
     "managed_gradient_accumulation": Refused(
-        "the engine accumulates, DeepSpeed reduces once a step; leave it out", unless=one_of(True)
+        "the engine accumulates, DeepSpeed reduces once a step; leave it out", default=True
     ),
     "zero_allow_untested_optimizer": Refused(
         "the engine itself refuses optimizers whose result depends on the sharding; leave it out",
-        unless=one_of(True),
+        accepts=one_of(True),
     ),
     "torch_autocast": Refused(
         'leave it out; "bf16": {"enabled": true} computes in bfloat16 through torch.autocast',
-        unless=disabled,
+        accepts=disabled,
     ),
     # Parts of DeepSpeed's engine that have a counterpart here, or none.
     "activation_checkpointing": Refused(
         "these options are for models that call deepspeed.checkpointing; leave it out: "
         "training.activation_checkpointing=true works for every model",
-        unless=asks_for_nothing,
     ),
     "compile": Refused(
         "DeepCompile rewrites the hooks that the two passes rely on; leave it out: "
         "training.compile=true works",
-        unless=asks_for_nothing,
+        default={
+            "double_buffer": True,
+            "free_activation_threshold": 10485760,
+            "keep_int_input_tensors": True,
+            "offload_activation_pin_memory": True,
+        },
     ),
     "checkpoint": Refused(
         "checkpoints are the engine's own: they load at any number of ranks and on any strategy; "
         "leave it out",
-        unless=asks_for_nothing,
+        default={"tag_validation": "Warn", "checkpoint_serialization": True},
     ),
-    "datastates_ckpt": Refused(
-        "checkpoints are the engine's own; leave it out", unless=one_of(False)
-    ),
+    "datastates_ckpt": Refused("checkpoints are the engine's own; leave it out"),
     "dataloader_drop_last": Refused(
-        "a step needs a whole mini-batch; leave it out", unless=one_of(True)
+        "a step needs a whole mini-batch; leave it out", accepts=one_of(True, False)
     ),
     "aio": Refused(
         "it is for NVMe offload, and the perturbation needs the weights in memory; leave it out, "
-        'and offload to {"device": "cpu"}'
+        'and offload to {"device": "cpu"}',
+        default={
+            "block_size": 1048576,
+            "queue_depth": 8,
+            "intra_op_parallelism": 1,
+            "overlap_events": True,
+        },
     ),
-    "csv_monitor": Refused(f"leave it out: {_TENSORBOARD_WORKS}", unless=disabled),
+    "csv_monitor": Refused(f"leave it out: {_TENSORBOARD_WORKS}", accepts=disabled),
     "wandb": Refused(
         f"leave it out: {_TENSORBOARD_WORKS}, and wandb.init(sync_tensorboard=True) reads it",
-        unless=disabled,
+        accepts=disabled,
     ),
-    "comet": Refused(f"leave it out: {_TENSORBOARD_WORKS}", unless=disabled),
-    "wall_clock_breakdown": Refused(_OWN_TIMING, unless=one_of(False)),
-    "memory_breakdown": Refused(_OWN_TIMING, unless=one_of(False)),
-    "timers": Refused(_OWN_TIMING, unless=asks_for_nothing),
-    "flops_profiler": Refused(_OWN_TIMING, unless=disabled),
-    "dump_state": Refused(
-        "leave it out: msam-scale config show prints every setting", unless=one_of(False)
-    ),
+    "comet": Refused(f"leave it out: {_TENSORBOARD_WORKS}", accepts=disabled),
+    "wall_clock_breakdown": Refused(_OWN_TIMING),
+    "memory_breakdown": Refused(_OWN_TIMING),
+    "timers": Refused(_OWN_TIMING, default={"throughput": {"enabled": True, "synchronized": True}}),
+    "flops_profiler": Refused(_OWN_TIMING, accepts=disabled),
+    "dump_state": Refused("leave it out: msam-scale config show prints every setting"),
     "autotuning": Refused(
-        "it would start a DeepSpeed training of its own; leave it out", unless=disabled
+        "it would start a DeepSpeed training of its own; leave it out", accepts=disabled
     ),
-    "data_efficiency": Refused(_OWN_DATA, unless=disabled),
-    "pipeline": Refused(_NO_MODEL_PARALLELISM),
-    "tensor_parallel": Refused(_NO_MODEL_PARALLELISM),
-    "sequence_parallel_size": Refused(_NO_MODEL_PARALLELISM, unless=one_of(1)),
-    "seq_parallel_communication_data_type": Refused(_NO_MODEL_PARALLELISM, unless=one_of("fp32")),
-    "expert_parallel": Refused(_NO_MODEL_PARALLELISM, unless=disabled),
-    "use_data_before_expert_parallelism": Refused(_NO_MODEL_PARALLELISM, unless=one_of(False)),
-    "hybrid_engine": Refused("it is for generating text; leave it out", unless=disabled),
+    "data_efficiency": Refused(_OWN_DATA, accepts=disabled),
+    "pipeline": Refused(
+        _NO_MODEL_PARALLELISM,
+        default={
+            "stages": "auto",
+            "partition": "best",
+            "pipe_partitioned": True,
+            "grad_partitioned": True,
+        },
+    ),
+    "tensor_parallel": Refused(
+        _NO_MODEL_PARALLELISM,
+        default={
+            "vocab_parallel_ce_backend": "torch",
+            "tensor_parallel": {"tp_size": 1, "tp_grain_size": 1},
+            "tp": {"tp_size": 1, "tp_grain_size": 1},
+        },
+    ),
+    "sequence_parallel_size": Refused(_NO_MODEL_PARALLELISM, default=1),
+    "seq_parallel_communication_data_type": Refused(_NO_MODEL_PARALLELISM, default="fp32"),
+    "expert_parallel": Refused(_NO_MODEL_PARALLELISM, accepts=disabled),
+    "use_data_before_expert_parallelism": Refused(_NO_MODEL_PARALLELISM),
+    "hybrid_engine": Refused("it is for generating text; leave it out", accepts=disabled),
     "weight_quantization": Refused("it is for inference; leave it out"),
     # Removed from DeepSpeed.
     **dict.fromkeys(

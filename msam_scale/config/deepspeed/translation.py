@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from msam_scale.config.deepspeed.batch_sizes import translate_batch_sizes
-from msam_scale.config.deepspeed.fates import PassedOn, Refused, Translated
+from msam_scale.config.deepspeed.fates import PassedOn, Refused, Translated, asks_for_nothing
 from msam_scale.config.deepspeed.findings import Findings
 from msam_scale.config.deepspeed.msam_section import EXAMPLE, translate_msam
 from msam_scale.config.deepspeed.optimizers import CLIENT_OPTIMIZER, translate_optimizer
@@ -19,9 +19,28 @@ from msam_scale.config.deepspeed.schedules import top_rate, translate_scheduler
 from msam_scale.config.deepspeed.top_level_keys import MSAM, TOP_LEVEL_KEYS
 from msam_scale.config.deepspeed.zero import translate_zero
 from msam_scale.config.deepspeed.zero_keys import OFFLOAD_KEYS, ZERO_KEYS, offloads_optimizer
-from msam_scale.config.describe import kind_of, shown
+from msam_scale.config.describe import kind_of, listed, shown
 from msam_scale.config.keys import nested, sections
 from msam_scale.config.problems import Problem
+
+# What the Hugging Face Trainer's own defaults come to.
+_TRAINERS = {
+    "train_batch_size": 64,
+    "train_micro_batch_size_per_gpu": 8,
+    "gradient_accumulation_steps": 1,
+    "gradient_clipping": 1.0,
+    "lr": 5e-5,
+    "betas": [0.9, 0.999],
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "warmup_min_lr": 0.0,
+    "warmup_max_lr": 5e-5,
+    "warmup_num_steps": 100,
+    "total_num_steps": 1000,
+    "enabled": True,
+}
+# GRADIENT_CLIPPING_DEFAULT in deepspeed/runtime/constants.py, since DeepSpeed 0.19.3.
+_CLIPPING_DEFAULT = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,12 +52,14 @@ class Translation:
         names: the DeepSpeed key behind each of our settings, for messages.
         problems: what is refused; their keys are DeepSpeed's.
         unsettled: settings of ours whose value was refused.
+        notes: what missing keys mean that is easily overlooked, a line each.
     """
 
     values: dict[str, Any]
     names: Mapping[str, str]
     problems: tuple[Problem, ...]
     unsettled: frozenset[str]
+    notes: tuple[str, ...] = ()
 
 
 def is_deepspeed_config(values: Mapping[Any, Any]) -> bool:
@@ -57,6 +78,7 @@ def translate(values: Mapping[str, Any], *, world_size: int | None) -> Translati
         values: its top level, with an `msam` section.
         world_size: W, ranks; `None`: not known yet, so `batch.chunk` may stay open.
     """
+    values = _without_nulls(values)
     findings = find_settings(values, with_zero=False, is_offloaded=False)
     if "batch.size" not in findings.unsettled:
         translate_batch_sizes(values, world_size=world_size, findings=findings)
@@ -68,13 +90,20 @@ def translate(values: Mapping[str, Any], *, world_size: int | None) -> Translati
         )
     if "optimizer" not in values:
         findings.settings["optimizer.name"] = CLIENT_OPTIMIZER
+    notes = []
+    if "gradient_clipping" not in values:
+        findings.set("optimizer.clip_norm", _CLIPPING_DEFAULT, source="gradient_clipping")
+        notes.append(
+            f"gradient_clipping is missing: gradients are clipped at norm {_CLIPPING_DEFAULT}, "
+            "which is DeepSpeed 0.19.8's default; 0 switches clipping off"
+        )
     rest = handed_on(values)
     strategy = findings.settings.get("sharding.strategy", "replicated")
     if strategy != "replicated":
         if rest:
             findings.set("sharding.deepspeed", rest, source="")  # its keys are at the top there
     elif "sharding.strategy" not in findings.unsettled:
-        for key in _dotted_leaves(rest):
+        for key in _asked_for(rest):
             message = "has no effect without ZeRO; leave it out, or set zero_optimization.stage"
             findings.refuse(key, message)
     return Translation(
@@ -82,6 +111,7 @@ def translate(values: Mapping[str, Any], *, world_size: int | None) -> Translati
         names=findings.names,
         problems=tuple(findings.problems),
         unsettled=frozenset(findings.unsettled),
+        notes=tuple(notes),
     )
 
 
@@ -96,6 +126,11 @@ def find_settings(values: Mapping[str, Any], *, with_zero: bool, is_offloaded: b
         is_offloaded: whether optimizer state is in host memory, where the config does not say.
     """
     findings = Findings()
+    values = {
+        key: value
+        for key, value in _without_nulls(values).items()
+        if not (isinstance(fate := TOP_LEVEL_KEYS.get(key), Refused) and fate.unless(value))
+    }
     _refuse_auto(values, findings=findings)
     values = without_auto(values)
     _check_top_level(values, findings=findings)
@@ -157,18 +192,36 @@ def _is_auto(value: Any) -> bool:
     return isinstance(value, str) and value == "auto"
 
 
-def _refuse_auto(values: Mapping[str, Any], *, findings: Findings, above: str = "") -> None:
+def _refuse_auto(values: Mapping[str, Any], *, findings: Findings) -> None:
+    """One problem for all of them, which proposes values."""
+    places = list(_places_of_auto(values))
+    if not places:
+        return
+    others = f", as it does {listed(places[1:], last='and')}" if places[1:] else ""
+    proposals = [
+        f"{place}: {shown(value)}" for place in places if (value := _proposal(place)) is not None
+    ]
+    works = f", such as {listed(proposals, last='and')}" if proposals else ""
+    fates = (TOP_LEVEL_KEYS.get(place.partition(".")[0]) for place in places)
+    findings.refuse(
+        places[0],
+        f"'auto' is for the Hugging Face Trainer, which fills it in{others}; values work{works}",
+        unsettles={key for fate in fates if isinstance(fate, Translated) for key in fate.into},
+    )
+
+
+def _places_of_auto(values: Mapping[str, Any], *, above: str = "") -> Iterator[str]:
     for key, value in values.items():
-        place = f"{above}{key}"
         if isinstance(value, dict):
-            _refuse_auto(value, findings=findings, above=f"{place}.")
+            yield from _places_of_auto(value, above=f"{above}{key}.")
         elif _is_auto(value):
-            fate = TOP_LEVEL_KEYS.get(place.partition(".")[0])
-            findings.refuse(
-                place,
-                "'auto' is a value that the Hugging Face Trainer fills in; the value itself works",
-                unsettles=fate.into if isinstance(fate, Translated) else (),
-            )
+            yield f"{above}{key}"
+
+
+def _proposal(place: str) -> Any:
+    name = place.rpartition(".")[2]
+    fate = ZERO_KEYS.get(name)
+    return fate.default if isinstance(fate, PassedOn) else _TRAINERS.get(name)
 
 
 def _check_top_level(values: Mapping[str, Any], *, findings: Findings) -> None:
@@ -253,11 +306,22 @@ def _translate_tensorboard(section: Any, *, findings: Findings) -> None:
         findings.set(key, os.path.join(folder, name), source="tensorboard")  # noqa: PTH118
 
 
-def _dotted_leaves(values: Mapping[str, Any], *, above: str = "") -> list[str]:
-    leaves = []
-    for key, value in values.items():
-        if isinstance(value, dict) and value and not above:
-            leaves += _dotted_leaves(value, above=f"{key}.")
-        else:
-            leaves.append(f"{above}{key}")
-    return leaves
+def _asked_for(rest: Mapping[str, Any]) -> list[str]:
+    """The keys that are handed on and ask for something, as `key` or `zero_optimization.key`."""
+    zero = rest.get("zero_optimization", {})
+    fates = [(key, TOP_LEVEL_KEYS[key], rest[key]) for key in rest if key != "zero_optimization"]
+    fates += [(f"zero_optimization.{key}", ZERO_KEYS[key], zero[key]) for key in zero]
+    return [
+        key
+        for key, fate, value in fates
+        if isinstance(fate, PassedOn) and not asks_for_nothing(value, default=fate.default)
+    ]
+
+
+def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A null is a missing key, but for arguments: some have a default that it switches off."""
+    return {
+        key: _without_nulls(value) if isinstance(value, dict) and key != "params" else value
+        for key, value in values.items()
+        if value is not None
+    }

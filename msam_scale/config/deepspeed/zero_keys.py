@@ -6,7 +6,9 @@ names, and those that DeepSpeed has removed.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from msam_scale.config.deepspeed.fates import Fate, PassedOn, Refused, Translated, one_of
@@ -25,66 +27,68 @@ def _instead(name: str) -> Refused:
 
 # Read at stage 3; DeepSpeed takes them with and without `stage3_` in front.
 _STAGE_3: Mapping[str, Fate] = {
-    "prefetch_bucket_size": PassedOn("count"),
-    "param_persistence_threshold": PassedOn("count"),
-    "model_persistence_threshold": PassedOn("count"),
-    "max_live_parameters": PassedOn("count"),
-    "max_reuse_distance": PassedOn("count"),
-    "module_granularity_threshold": PassedOn("count"),
-    "use_all_reduce_for_fetch_params": PassedOn("flag"),
-    "allgather_sequential": PassedOn("flag"),
+    "prefetch_bucket_size": PassedOn("count", 50_000_000),
+    "param_persistence_threshold": PassedOn("count", 100_000),
+    "model_persistence_threshold": PassedOn("count", sys.maxsize),
+    "max_live_parameters": PassedOn("count", 1_000_000_000),
+    "max_reuse_distance": PassedOn("count", 1_000_000_000),
+    "module_granularity_threshold": PassedOn("count", 0),
+    "use_all_reduce_for_fetch_params": PassedOn("flag", False),
+    "allgather_sequential": PassedOn("flag", False),
     # Either value is met: `engine.full_state_dict()` gathers, in full precision.
     "gather_16bit_weights_on_model_save": Refused(
-        "is not a choice: true or false works", unless=one_of(True, False)
+        "is not a choice: true or false works", accepts=one_of(True, False)
     ),
 }
 
+_NO_OFFLOAD = {"device": "none", "pin_memory": True}
+
 ZERO_KEYS: Mapping[str, Fate] = {
     "stage": Translated(into=("sharding.strategy",)),
-    "contiguous_gradients": PassedOn("flag"),
-    "reduce_scatter": PassedOn("flag"),
-    "reduce_bucket_size": PassedOn("count"),
-    "use_multi_rank_bucket_allreduce": PassedOn("flag"),
-    "allgather_partitions": PassedOn("flag"),
-    "allgather_bucket_size": PassedOn("count"),
+    "contiguous_gradients": PassedOn("flag", True),
+    "reduce_scatter": PassedOn("flag", True),
+    "reduce_bucket_size": PassedOn("count", 500_000_000),
+    "use_multi_rank_bucket_allreduce": PassedOn("flag", True),
+    "allgather_partitions": PassedOn("flag", True),
+    "allgather_bucket_size": PassedOn("count", 500_000_000),
     "overlap_comm": PassedOn("flag"),
-    "compute_grad_norm": PassedOn("flag"),
-    "offload_param": PassedOn("mapping"),
-    "offload_optimizer": PassedOn("mapping"),
-    "sub_group_size": PassedOn("count"),
-    "parameter_alignment": PassedOn("flag"),
-    "zero_hpz_partition_size": PassedOn("count"),
-    "memory_efficient_linear": PassedOn("flag"),
-    "override_module_apply": PassedOn("flag"),
-    "log_trace_cache_warnings": PassedOn("flag"),
-    "enable_sanity_checks": PassedOn("flag"),
+    "compute_grad_norm": PassedOn("flag", True),
+    "offload_param": PassedOn("mapping", _NO_OFFLOAD),
+    "offload_optimizer": PassedOn("mapping", _NO_OFFLOAD),
+    "sub_group_size": PassedOn("count", 1_000_000_000),
+    "parameter_alignment": PassedOn("flag", False),
+    "zero_hpz_partition_size": PassedOn("count", 1),
+    "memory_efficient_linear": PassedOn("flag", True),
+    "override_module_apply": PassedOn("flag", True),
+    "log_trace_cache_warnings": PassedOn("flag", False),
+    "enable_sanity_checks": PassedOn("flag", False),
     "leaf_module": PassedOn("mapping"),
     **_STAGE_3,
     **{f"stage3_{name}": fate for name, fate in _STAGE_3.items()},
     "round_robin_gradients": Refused(
         "DeepSpeed 0.19.8 then takes one parameter's full-precision weights for another's; "
         "leave it out",
-        unless=one_of(False),
+        accepts=one_of(False),
     ),
-    "zero_quantized_weights": Refused(_QUANTIZED, unless=one_of(False)),
-    "zero_quantized_nontrainable_weights": Refused(_QUANTIZED, unless=one_of(False)),
-    "zero_quantized_gradients": Refused(_QUANTIZED, unless=one_of(False)),
+    "zero_quantized_weights": Refused(_QUANTIZED, accepts=one_of(False)),
+    "zero_quantized_nontrainable_weights": Refused(_QUANTIZED, accepts=one_of(False)),
+    "zero_quantized_gradients": Refused(_QUANTIZED, accepts=one_of(False)),
     "zenflow": Refused(
         "it updates some weights a step late, so a perturbation would start from old ones; "
         "leave it out",
-        unless=one_of(None),
+        accepts=one_of(None),
     ),
     "ignore_unused_parameters": Refused(
         "parameters without a gradient get a zero one, on every strategy; leave it out",
-        unless=one_of(True),
+        default=True,
     ),
-    "legacy_stage1": Refused(_REMOVED, unless=one_of(False)),
-    "elastic_checkpoint": Refused(_OWN_CHECKPOINTS, unless=one_of(False)),
-    "load_from_fp32_weights": Refused(_OWN_CHECKPOINTS, unless=one_of(True)),
-    "pipeline_loading_checkpoint": Refused(_OWN_CHECKPOINTS, unless=one_of(False)),
+    "legacy_stage1": Refused(_REMOVED, accepts=one_of(False)),
+    "elastic_checkpoint": Refused(_OWN_CHECKPOINTS, accepts=one_of(False)),
+    "load_from_fp32_weights": Refused(_OWN_CHECKPOINTS, default=True),
+    "pipeline_loading_checkpoint": Refused(_OWN_CHECKPOINTS, accepts=one_of(False)),
     "save_muon_momentum_buffer_in_memory": Refused(
         "Muon's result depends on the sharding, so it is refused; leave it out",
-        unless=one_of(False),
+        accepts=one_of(False),
     ),
     "cpu_offload": _instead('"offload_optimizer": {"device": "cpu"}'),
     "cpu_offload_param": _instead('"offload_param": {"device": "cpu"}'),
@@ -97,7 +101,9 @@ ZERO_KEYS: Mapping[str, Fate] = {
     "zeropp_loco_param": Refused(_REMOVED),
 }
 
-_DEVICE = Refused("is not a device that works: cpu or none does", unless=one_of("cpu", "none"))
+_DEVICE = Refused(
+    "is not a device that works: cpu or none does", accepts=one_of("cpu"), default="none"
+)
 _NVME_ONLY = Refused(
     'it is for NVMe offload, and the perturbation needs the weights in memory; {"device": "cpu"} '
     "works"
@@ -109,21 +115,22 @@ OFFLOAD_KEYS: Mapping[str, Mapping[str, Fate]] = {
         "pin_memory": PassedOn("flag"),
         "ratio": Refused(
             "the two parts of the weights would be updated by different optimizers; leave it out",
-            unless=one_of(1, 1.0),
+            default=1.0,
         ),
         "super_offload": Refused(
-            "it updates weights while the next step starts; leave it out", unless=one_of(False)
+            "it updates weights while the next step starts; leave it out", accepts=one_of(False)
         ),
-        "cpuadam_cores_perc": Refused("it is for super_offload; leave it out"),
-        **dict.fromkeys(
-            ("nvme_path", "buffer_count", "pipeline_read", "pipeline_write", "fast_init"),
-            _NVME_ONLY,
-        ),
+        "cpuadam_cores_perc": Refused("it is for super_offload; leave it out", default=0.8),
+        "buffer_count": replace(_NVME_ONLY, default=4),
+        **dict.fromkeys(("nvme_path", "pipeline_read", "pipeline_write", "fast_init"), _NVME_ONLY),
     },
     "offload_param": {
         "device": _DEVICE,
         "pin_memory": PassedOn("flag"),
-        **dict.fromkeys(("nvme_path", "buffer_count", "buffer_size", "max_in_cpu"), _NVME_ONLY),
+        "nvme_path": _NVME_ONLY,
+        "buffer_count": replace(_NVME_ONLY, default=5),
+        "buffer_size": replace(_NVME_ONLY, default=100_000_000),
+        "max_in_cpu": replace(_NVME_ONLY, default=1_000_000_000),
     },
 }
 

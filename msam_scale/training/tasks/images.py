@@ -61,7 +61,17 @@ class ImageTask(Task):
                 )
 
     def check_model(self, model: nn.Module) -> None:
-        """Says nothing: the first forward, of a blank image, shows whether the sizes fit."""
+        """Refuses a model that does not take images of this size."""
+        height, width, channels = self.image_shape
+        try:
+            _forward(model, torch.zeros(1, channels, height, width))
+        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{type(model).__name__} does not take the images of {height} × {width} pixels "
+                f"that data.transform: {self._transform.name} makes: {reason[:200]}; another "
+                "transform works, or the size in model.args (img_size for many models of timm)"
+            ) from error
 
     def loss_fn(self, *, dtype: torch.dtype, label_smoothing: float) -> LossFunction:
         """See `image_loss`; mixed batches included."""
@@ -87,6 +97,23 @@ class ImageTask(Task):
     def num_bytes(self, num_samples: int) -> int:
         """One byte a value."""
         return num_samples * prod(self.image_shape)
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, images: torch.Tensor) -> None:
+    """A forward in evaluation mode; without computing anything where that can be."""
+    training = model.training
+    model.eval()
+    try:
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        shapes = {name: tensor.to("meta") for name, tensor in state.items()}
+        try:
+            torch.func.functional_call(model, shapes, images.to("meta"))
+        except Exception:
+            # The sizes do not fit, or the model looks at values, which the meta device has not.
+            model(images)
+    finally:
+        model.train(training)
 
 
 def _image_shape(split: Split, transform: TransformPreset) -> tuple[int, int, int]:
