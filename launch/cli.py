@@ -6,6 +6,7 @@ import argparse
 import sys
 import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from data_pipelines.errors import UserError
 from launch.commands import COMMANDS
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Train with mSAM: one result on any number of ranks.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('msam-scale')}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = subparsers.add_parser(
@@ -65,7 +67,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = build_parser()
-    arguments, rest = parser.parse_known_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        parser.print_help(sys.stderr)
+        parser.exit(USER_ERROR)
+    arguments, rest = parser.parse_known_args(words)
     # argparse leaves KEY=VALUE words over that come after an option.
     if rest and (not hasattr(arguments, "overrides") or any(word[0:1] == "-" for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -332,6 +332,15 @@ class Engine:
         self._checkpoints.wait()
         start_from_checkpoint(self, self._sharding, location)
 
+    def close(self) -> None:
+        """Writes out what is not on disk yet: a checkpoint beside training, TensorBoard's events.
+
+        The engine can go on after it.
+        """
+        self._checkpoints.wait()
+        if self._events is not None:
+            self._events.close()
+
     def train(self, mode: bool = True) -> None:
         """Puts the model in training mode."""
         self.module.train(mode)

@@ -132,10 +132,11 @@ class StepSummary:
             _gradient_norm=gradient_norm,
             _ascent_norm=scalars[_ASCENT_NORM],
             _fidelity=scalars[_FIDELITY] if self._has_fidelity else None,
+            _perturbed_loss=scalars[_PERTURBED_LOSS] if self._ascends else None,
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StepResult:
     """Figures of one optimizer step, equal on all ranks; reading a property waits for the device.
 
@@ -151,11 +152,22 @@ class StepResult:
     _gradient_norm: torch.Tensor
     _ascent_norm: torch.Tensor
     _fidelity: torch.Tensor | None = None
+    _perturbed_loss: torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        figures = {"loss": self.loss, "grad_norm": self.grad_norm, "ascent_norm": self.ascent_norm}
+        shown = ", ".join(f"{name}={value:.6g}" for name, value in figures.items())
+        return f"StepResult({shown}, skipped={self.skipped})"
 
     @property
     def loss(self) -> float:
         """Mean loss of the whole mini-batch at w, before the update."""
         return float(self._loss)
+
+    @property
+    def perturbed_loss(self) -> float | None:
+        """The same at w + ε⁽ʲ⁾; None in a step without an ascent."""
+        return None if self._perturbed_loss is None else float(self._perturbed_loss)
 
     @property
     def grad_norm(self) -> float:

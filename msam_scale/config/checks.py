@@ -86,8 +86,9 @@ def _chunk_holds_whole_ghost_batches(
     nearest = [str(size) for size in (below, below + norm_samples) if size]
     yield Problem(
         "batch.chunk",
-        f"{chunk} is not a multiple of batch.norm_samples {norm_samples}; "
-        f"{listed(nearest, last='or')} works",
+        f"a chunk of {chunk} is not a multiple of batch.norm_samples: {norm_samples}; chunks of "
+        f"{listed(nearest, last='or')} work",
+        related=("batch.norm_samples",),
     )
 
 
@@ -105,8 +106,9 @@ def _warmup_ends_before_training(*, warmup: float, steps: int | None) -> Iterato
     if steps is not None and warmup >= 1 and warmup >= steps:
         yield Problem(
             "schedule.warmup",
-            f"{warmup} steps is not shorter than training.steps: {steps}; "
+            f"a warm-up of {warmup} steps is not shorter than training.steps: {steps}; "
             f"at most {steps - 1} steps or a fraction below 1 works",
+            related=("training.steps",),
         )
 
 
@@ -153,6 +155,7 @@ def _deepspeeds_optimizers_are_sharded_by_deepspeed(
             "optimizer.name",
             f"{name} is DeepSpeed's own and works with sharding.strategy: zero1, zero2 or zero3, "
             f"not {strategy}; an optimizer of torch.optim works with every strategy",
+            related=("sharding.strategy",),
         )
 
 

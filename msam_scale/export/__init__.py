@@ -8,9 +8,9 @@ from pathlib import Path
 from msam_scale.export.safetensors_file import write_safetensors
 from msam_scale.export.timm_folder import write_timm
 from msam_scale.export.trained_model import TrainedModel, load_trained_model
-from msam_scale.export.transformers_folder import write_transformers
+from msam_scale.export.transformers_folder import write_tokenizer, write_transformers
 
-__all__ = ["EXPORT_FORMATS", "TrainedModel", "load_trained_model"]
+__all__ = ["EXPORT_FORMATS", "TrainedModel", "load_trained_model", "write_tokenizer"]
 
 EXPORT_FORMATS: dict[str, Callable[[TrainedModel, Path], None]] = {
     "safetensors": write_safetensors,

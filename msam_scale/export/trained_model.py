@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from data_pipelines.errors import UserError
+from data_pipelines.preparation.record import TokenizerRecord
 from msam_scale.checkpoint import Progress, find_checkpoint, load_weights
 from msam_scale.config import Config
 from msam_scale.models import ModelRequest, build_model
@@ -23,12 +24,16 @@ class TrainedModel:
         config: the run's.
         step: optimizer steps done.
         checkpoint: the folder that it comes from.
+        class_names: of the data, where they are known.
+        tokenizer: what made the tokens of the data, where they are text.
     """
 
     model: nn.Module
     config: Config
     step: int
     checkpoint: Path
+    class_names: tuple[str, ...] | None = None
+    tokenizer: TokenizerRecord | None = None
 
 
 def load_trained_model(location: Path, *, averaged: bool = False) -> TrainedModel:
@@ -58,4 +63,13 @@ def load_trained_model(location: Path, *, averaged: bool = False) -> TrainedMode
     model = build_model(config.model.source, request, seed=config.run.seed)
     model.to(PRECISIONS[config.precision].parameters)
     load_weights(checkpoint, model, averaged=averaged)
-    return TrainedModel(model.eval(), config, step=progress.step, checkpoint=checkpoint)
+    data_set = progress.extra.get("data_set") or {}
+    names, tokenizer = data_set.get("class_names"), data_set.get("tokenizer")
+    return TrainedModel(
+        model.eval(),
+        config,
+        step=progress.step,
+        checkpoint=checkpoint,
+        class_names=None if names is None else tuple(names),
+        tokenizer=None if tokenizer is None else TokenizerRecord.model_validate_json(tokenizer),
+    )

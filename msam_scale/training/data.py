@@ -16,6 +16,8 @@ from data_pipelines import (
     Split,
     open_split,
 )
+from data_pipelines.errors import UserError
+from data_pipelines.preparation.record import DatasetRecord
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config
 from msam_scale.training.tasks import Task
@@ -51,6 +53,23 @@ def open_run_split(location: str, config: Config) -> Split:
             cache_limit=sys.maxsize if section.cache_limit is None else section.cache_limit,
         )
     return open_split(location, options=options)
+
+
+def data_set_description(train: Split) -> dict[str, Any]:
+    """What the record of a prepared data set says that an export needs, as JSON.
+
+    Its keys are `class_names` and `tokenizer`; empty where the data have no record beside them.
+    """
+    folder = Path(train.index.directory).parent
+    try:
+        record = DatasetRecord.read(folder)
+    except UserError:
+        return {}
+    if record.fingerprints.get(train.index.directory.name) != train.index.fingerprint:
+        return {}  # of other data
+    tokenizer = None if record.tokenizer is None else record.tokenizer.model_dump_json()
+    names = None if record.class_names is None else list(record.class_names)
+    return {"class_names": names, "tokenizer": tokenizer}
 
 
 def training_loader(

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from data_pipelines.errors import UserError
-from msam_scale.config.keys import all_keys
+from msam_scale.config.keys import all_keys, setting_of
 from msam_scale.config.overrides import SOURCE as COMMAND_LINE
 from msam_scale.config.problems import ConfigError, Problem
 
@@ -39,7 +39,7 @@ class Findings:
             # Checks that others use, too, name their key themselves.
             message = str(error)
             named, _, rest = message.partition(": ")
-            if named in all_keys():
+            if setting_of(named.split(".")) in all_keys():
                 related, key, message = (*related, key), named, rest
             message = message.removeprefix(f"{key.partition('.')[0]}: ")
             problem = self._located(Problem(key, message, related=related))

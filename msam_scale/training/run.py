@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from msam_scale.precision import PRECISIONS
 from msam_scale.ranks import Ranks
 from msam_scale.step_summary import StepResult
 from msam_scale.supervision import StopAgreedError, Supervision
-from msam_scale.training.data import training_loader
+from msam_scale.training.data import data_set_description, training_loader
 from msam_scale.training.evaluation import Evaluation
 from msam_scale.training.measurements import Measurements
 from msam_scale.training.prepare import PreparedRun
@@ -77,6 +78,7 @@ class _Run:
         self._prepared = prepared
         self._supervision = supervision
         self._config = prepared.config
+        self._names = {name for name, _ in prepared.model.named_parameters()}
         self._engine = initialize(
             prepared.model,
             config=self._config,
@@ -101,6 +103,9 @@ class _Run:
         self._loss_spikes.load(extra.get("loss_spikes"))
         self._stretches = self._engine.stretches(prepared.num_steps)
         self._loader = self._make_loader(self._stretches[0], state=extra.get("loader"))
+        self._num_hosts = len(set(ranks.gathered(platform.node())))
+        self._has_ascended = False
+        self._data_set = data_set_description(prepared.data.train)
         self._lock: IO[bytes] | None = None
         self._told: list[str] = []
         ranks.on_first(self._start_folder)
@@ -154,6 +159,7 @@ class _Run:
     def close(self) -> None:
         """Finishes what is being written, and leaves the run's folder to others."""
         self._saver.settle()
+        self._engine.close()
         self._monitor.close()
         if self._lock is not None:
             self._lock.close()
@@ -175,8 +181,32 @@ class _Run:
             f"is {self._engine.learning_rate:.4g} in step {step + 1}"
         )
 
+    def _starting_words(self) -> str:
+        """What starts, in a line."""
+        engine, config, plan = self._engine, self._config, self._engine.plan
+        parameters = sum(x.numel() for name, x in engine.whole_state.items() if name in self._names)
+        weights = self._prepared.folder.start_from
+        return (
+            f"{config.model.name} ({parameters:,} parameters, "
+            f"{self._prepared.data.task.num_classes} classes), {config.sharding.strategy}, "
+            f"{config.precision}, ranks: {engine.ranks.size} on {self._num_hosts} host(s) in "
+            f"{plan.groups} group(s) of {plan.group_size}; {engine.algorithm}, "
+            f"B = {plan.batch_size}, m = {plan.micro_batches}; {self._prepared.num_steps} steps"
+            f"{f', weights and optimizer of {weights}' if weights else ''}"
+        )
+
+    def _say_first_ascent(self, result: StepResult) -> None:
+        """What the first ascent of a start does, so that one that is off is seen at once."""
+        objective = self._config.objective
+        self._monitor.say(
+            f"step {self._engine.num_steps_done}, ascent {objective.ascent}: ρ = {objective.rho}, "
+            f"mean ‖g_j‖ = {result.ascent_norm:.4g} over {self._engine.plan.micro_batches} "
+            f"micro-batches; loss {result.loss:.6g} at w, {result.perturbed_loss:.6g} at w + ε"
+        )
+
     def _train_to_the_end(self) -> None:
         """All steps, some of them again after a rollback."""
+        self._monitor.say(self._starting_words())
         if self._first_step:
             of_all = f"{self._first_step} of {self._prepared.num_steps}"
             self._monitor.say(f"resumed after step {of_all}")
@@ -215,6 +245,9 @@ class _Run:
                 result = engine.train_step(batches, measure_fidelity=reports)
                 self._throughput.count()
                 self._monitor.advance()
+                if ascends and not self._has_ascended:
+                    self._has_ascended = True
+                    self._say_first_ascent(result)
                 if reports:
                     self._report(result, learning_rate, ascends=ascends)
                 self._measurements.step_done(step)
@@ -281,6 +314,7 @@ class _Run:
             "data_fingerprint": self._prepared.data.train.index.fingerprint,
             "loader": self._loader_state(),
             "task": self._prepared.data.task.description(),
+            "data_set": self._data_set,
             "model_settings": model_settings(self._engine.module),
             "loss_spikes": self._loss_spikes.state(),
             "due": list(self._measurements.due),

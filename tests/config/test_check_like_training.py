@@ -107,7 +107,7 @@ def test_check_finds_names_that_do_not_exist(
     assert main(["config", "check", config, mistake, *more]) == 2
     error = capsys.readouterr().err
     key, _, value = mistake.partition("=")
-    assert f"command line: {'.'.join(key.split('.')[:2])}: " in error
+    assert f"command line: {'.'.join(key.split('.')[:2])}" in error
     assert value in error or key.rpartition(".")[2] in error
     assert not Path("runs").exists()
 
@@ -136,7 +136,7 @@ def test_what_only_a_run_needs_is_asked_of_a_run(
     [
         ("optimizer.name=adamw", "optimizer.name: optimizer.momentum: AdamW has no such argument"),
         ("batch.size=2048", "batch.size: 2048"),
-        ("training.steps=1", "training.steps: schedule.warmup: "),
+        ("training.steps=1", "training.steps: a warm-up of 1 steps is not shorter"),
     ],
 )
 def test_an_override_is_blamed_for_what_it_breaks_in_the_file(
@@ -170,9 +170,7 @@ def test_sizes_of_images_and_model_are_compared(
     """Before anything starts; a model that is fed by other means than its weights is run."""
     words = ["model.source=timm", "model.name=test_vit", "batch.norm_samples=null"]
     assert main(["config", "check", config, *words, "model.args.img_size=160"]) == 2
-    error = capsys.readouterr().err
-    assert "8 × 8 pixels" in error
-    assert "160" in error
+    assert "8 × 8 pixels" in capsys.readouterr().err
     fitting = ["model.args.img_size=8", "model.args.patch_size=4"]
     assert main(["config", "check", config, *words, *fitting]) == 0
 

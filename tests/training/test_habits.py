@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
+import msam_scale
 from launch.cli import main
 from launch.local_ranks import start_ranks
 from msam_scale.checkpoint import read_weights
 from msam_scale.config import load_config
+from msam_scale.monitoring.deepspeed_events import DeepSpeedEvents
 from msam_scale.monitoring.metric_lines import read_metric_lines
+from msam_scale.monitoring.throughput import peak_of_data_sheet
+from msam_scale.step_summary import StepResult
 from msam_scale.supervision import StopRequest
 
 
@@ -172,3 +180,79 @@ def test_a_path_to_resume_names_start_from(config: str, capsys: pytest.CaptureFi
     assert "checkpoint.start_from=runs/other" in capsys.readouterr().err
     assert main(["train", config, "checkpoint.start_from=runs/other"]) == 2
     assert "command line: checkpoint.start_from: runs/other" in capsys.readouterr().err
+
+
+def test_the_command_says_its_version_and_what_there_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"msam-scale {version('msam-scale')}\n"
+    assert main([]) == 2
+    error = capsys.readouterr().err
+    for command in ("train", "export", "config"):
+        assert command in error
+
+
+def test_torchruns_summary_has_the_line_of_a_rank_that_failed(
+    config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", "error.json")
+    assert main(["train", config, "model.name=wrn-11-1"]) == 2
+    line = capsys.readouterr().err.strip()
+    failure = ProcessFailure(local_rank=0, pid=1, exitcode=2, error_file="error.json")
+    summary = ChildFailedError("train", {0: failure}).format_msg()
+    assert line in summary
+
+
+def test_a_step_is_printed_as_its_figures() -> None:
+    engine = msam_scale.initialize(
+        torch.nn.Linear(6, 4),
+        config={"batch": {"size": 8}, "objective": {"micro_batches": 4}, "optimizer": {"lr": 0.1}},
+    )
+    step = engine.train_step((torch.ones(8, 6), torch.zeros(8, dtype=torch.int64)))
+    shown = f"loss={step.loss:.6g}, grad_norm={step.grad_norm:.6g}, ascent_norm="
+    assert repr(step).startswith(f"StepResult({shown}")
+    assert repr(step).endswith("skipped=False)")
+
+
+def test_a_start_says_what_starts_and_what_its_first_ascent_does(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(config, "training.steps=4", "monitor.progress=true")
+    told = capsys.readouterr().err.splitlines()
+    first = next(line for line in told if line.startswith("wrn-10-1"))
+    for word in ("parameters", "10 classes", "replicated", "B = 128", "m = 4", "4 steps"):
+        assert word in first
+    ascent = next(line for line in told if "at w + ε" in line)
+    found = re.search(r"loss ([0-9.]+) at w, ([0-9.]+) at w \+ ε", ascent)
+    assert found is not None
+    assert float(found[2]) > float(found[1]), "the ascent ascends"
+    lines = [line for line in told if "step 3/4" in line]
+    assert re.match(r"\d\d:\d\d:\d\d  step 3/4 .* 0:00:0\d left", lines[0])
+
+
+def test_float16_is_as_fast_as_bfloat16() -> None:
+    """And not as float32: the MFU was several times too high."""
+    half, brain, single = (
+        peak_of_data_sheet("NVIDIA H200", dtype)
+        for dtype in (torch.float16, torch.bfloat16, torch.float32)
+    )
+    assert half == brain
+    assert half is not None
+    assert single is not None
+    assert half > 5 * single
+
+
+def test_deepspeeds_events_of_steps_that_are_done_again_are_hidden() -> None:
+    events = DeepSpeedEvents("board", batch_size=8, every=1)
+    zero = torch.zeros(())
+    result = StepResult(zero > 0, zero.long(), zero, zero, zero)
+    for step in (1, 2, 3, 2, 3):
+        events.write(result, learning_rate=0.1, num_steps_done=step)
+    events.close()
+    again = DeepSpeedEvents("board", batch_size=8, every=1)
+    again.write(result, learning_rate=0.1, num_steps_done=3)
+    again.close()
+    board = EventAccumulator("board")
+    board.Reload()
+    assert [event.step for event in board.Scalars("Train/Samples/lr")] == [8, 16, 24]
