@@ -36,10 +36,9 @@ def write_timm(trained: TrainedModel, folder: Path) -> None:
         )
     transform = transform_preset(trained.config.data.transform)
     model: Any = trained.model
-    channels = model.pretrained_cfg["input_size"][0]
     settings = {
-        "mean": transform.mean or (0.0,) * channels,
-        "std": transform.std or (1.0,) * channels,
+        "mean": transform.mean or (0.0,),  # of every channel
+        "std": transform.std or (1.0,),
         **_resizing(transform.prepare),
     }
     model_config: dict[str, Any] = {"pretrained_cfg": {"tag": str(trained.config.run.name)}}

@@ -44,9 +44,9 @@ def look_at(cell: Cell) -> RunState:
         cell.config, overrides=cell.overrides, world_size=cell.num_ranks, for_training=True
     )
     index = _index(str(config.data.train))
-    epochs = config.training.epochs or 0
-    num_steps = config.training.steps or epochs * (index.num_samples // config.batch.size)
-    folder = RunFolder.find(config, fingerprint=index.fingerprint)
+    steps_per_epoch = index.num_samples // config.batch.size
+    num_steps = config.training.num_steps(steps_per_epoch) or 0
+    folder = RunFolder.find(config, fingerprint=index.fingerprint, steps_per_epoch=steps_per_epoch)
     if folder.resume_from is None:
         return RunState(num_steps, num_steps_saved=0, is_finished=False)
     saved = Progress.read(folder.resume_from).step

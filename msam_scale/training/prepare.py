@@ -138,7 +138,8 @@ def _prepare(loaded: Loaded, *, world_size: int, with_data: bool = True) -> Prep
         with findings.collected("model.name", related=_MODEL_KEYS):
             check_model_name(config.model.source, config.model.name)
             description = _stand_in(config) if data is None else data.task.description()
-            model = _build(config, description, checkpoint=folder and folder.weights_from)
+            checkpoint = None if folder is None else folder.weights_from
+            model = _build(config, description, checkpoint=checkpoint)
             with findings.collected("batch.norm_samples", related=_BATCH_KEYS):
                 check_batch_norm(model, config, world_size=world_size)
             if data is not None:

@@ -151,8 +151,8 @@ def test_a_run_passes_over_damaged_checkpoints_and_says_so(
 
     # One that is asked for by name is not exchanged for another.
     _flip(folder / "step-00000004" / "tensors-00000-00000.safetensors")
-    path = f"checkpoint.resume={folder}/step-00000004"
-    assert _run(config, *words, path) == 2
+    path = f"checkpoint.start_from={folder}/step-00000004"
+    assert _run(config, *words, "run.name=another", path) == 2
     assert "tensors-00000-00000.safetensors: damaged" in capsys.readouterr().err
 
     for manifest in folder.glob("step-*/manifest.json"):

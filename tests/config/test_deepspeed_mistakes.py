@@ -73,7 +73,12 @@ def test_a_file_that_is_not_there_is_refused() -> None:
 
 def test_several_mistakes_come_together() -> None:
     with pytest.raises(ConfigError) as caught:
-        load(fp16={"enabled": True, "x": 1}, gradient_clipping="big", pipeline={}, zero_optim={})
+        load(
+            fp16={"enabled": True, "x": 1},
+            gradient_clipping="big",
+            pipeline={"stages": 2},
+            zero_optim={},
+        )
     keys = [problem.key for problem in caught.value.problems]
     assert sorted(keys) == ["fp16.x", "gradient_clipping", "pipeline", "zero_optim"]
 

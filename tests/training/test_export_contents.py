@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from text_data import mini_lm, write_tiny_bert
 
 from data_pipelines import prepare
 from launch.cli import main
+from msam_scale.export import EXPORT_FORMATS, load_trained_model
 
 _VIT = (
     "model.source=timm",
@@ -38,12 +40,15 @@ def test_a_timm_folder_describes_the_run_and_not_what_it_started_from(config: st
         assert main(["export", "runs/small", "--format", "safetensors", "--out", "plain"]) == 0
     finally:
         os.umask(before)
+    Path("named").mkdir()
+    trained = replace(load_trained_model(Path("runs/small")), class_names=tuple("abcdefghij"))
+    EXPORT_FORMATS["timm"](trained, Path("named"))
+    assert json.loads(Path("named/config.json").read_text())["label_names"] == [*"abcdefghij"]
     written = json.loads(Path("exported/config.json").read_text())
     settings = written["pretrained_cfg"]
     assert settings["tag"] == "small"
     assert (settings["interpolation"], settings["crop_pct"]) == ("bilinear", 1.0)
     assert settings["crop_mode"] == "squash"
-    assert written["label_names"] == [str(digit) for digit in range(10)]
     assert modes("exported") == modes("plain") == {0o644}
 
 

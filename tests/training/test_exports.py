@@ -105,7 +105,8 @@ monitor: {{progress: false}}
     # A checkpoint knows the model's settings: where they came from may be gone.
     (tmp_path / "bert").rename(tmp_path / "gone")
     assert main(["train", "texts.yaml"]) == 0
-    assert export("texts", "transformers") == 0
+    words = ["--format", "transformers", "--tokenizer", str(mini_lm()), "--out", "exported"]
+    assert main(["export", "runs/texts", *words]) == 0
     loaded = AutoModelForSequenceClassification.from_pretrained("exported").eval()
     model = load_trained_model(Path("runs/texts")).model
     tokens = torch.randint(1000, 2000, (4, 9), generator=torch.Generator().manual_seed(0))
