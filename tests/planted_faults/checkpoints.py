@@ -140,18 +140,10 @@ FAULTS = (
     ),
     Fault(
         name="a-damaged-checkpoint-ends-the-run",
-        file=_RESUMING,
-        old="                if self.is_explicit:\n                    raise\n",
+        file="msam_scale/training/resuming.py",
+        old="                candidates = Candidates(candidates.usable[1:], damaged)\n",
         new="                raise\n",
         claim="A run passes over a damaged checkpoint and goes on from the one before.",
-        tests=(f"{_DAMAGE}::test_a_run_passes_over_damaged_checkpoints_and_says_so",),
-    ),
-    Fault(
-        name="another-one-than-the-named-is-taken",
-        file="msam_scale/training/run_folder.py",
-        old="Candidates((find_checkpoint(Path(resume).expanduser()),), is_explicit=True)",
-        new="Candidates.in_directory(find_checkpoint(Path(resume).expanduser()).parent)",
-        claim="A checkpoint that is asked for by name is not exchanged for another.",
         tests=(f"{_DAMAGE}::test_a_run_passes_over_damaged_checkpoints_and_says_so",),
     ),
     Fault(
@@ -254,8 +246,8 @@ FAULTS = (
     Fault(
         name="timm-is-told-no-statistics",
         file="msam_scale/export/timm_folder.py",
-        old='"mean": transform.mean or (0.0,) * channels',
-        new='"mean": (0.0,) * channels',
+        old='"mean": transform.mean or (0.0,),',
+        new='"mean": (0.0,),',
         claim="timm prepares images for an exported model as the run did.",
         tests=(f"{_EXPORTS}::test_timm_loads_what_was_trained",),
     ),

@@ -166,15 +166,15 @@ FAULTS = (
     Fault(
         "round-robin-gradients-are-overlooked",
         f"{_FOLDER}/zero_keys.py",
-        '        unless=one_of(False),\n    ),\n    "zero_quantized_weights"',
-        '        unless=one_of(False, True),\n    ),\n    "zero_quantized_weights"',
+        '        accepts=one_of(False),\n    ),\n    "zero_quantized_weights"',
+        '        accepts=one_of(False, True),\n    ),\n    "zero_quantized_weights"',
         "A key under which DeepSpeed mixes weights up is refused.",
         _KEYS,
     ),
     Fault(
         "rounded-sums-are-passed-on",
         f"{_FOLDER}/top_level_keys.py",
-        '"communication_data_type": Refused(_FLOAT32_SUMS, unless=one_of("fp32")),',
+        '"communication_data_type": Refused(_FLOAT32_SUMS, accepts=one_of("fp32")),',
         '"communication_data_type": PassedOn("text"),',
         "Gradients are reduced in float32.",
         _KEYS,

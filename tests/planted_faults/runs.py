@@ -382,8 +382,8 @@ FAULTS = (
     ),
     Fault(
         name="other-data-go-on",
-        file=_RUN_FOLDER,
-        old="            _check_same_data(checkpoint, progress.extra, fingerprint)\n",
+        file="msam_scale/training/run_folder.py",
+        old="        _check_same_data(checkpoint, progress.extra, fingerprint)\n",
         new="",
         claim="A run is not continued on other data.",
         tests=(f"{_OF_RUNS}::test_a_run_is_not_continued_on_other_data",),

@@ -31,8 +31,8 @@ FAULTS = (
     Fault(
         name="every-chunk-weighs-as-much-as-a-whole-one",
         file="msam_scale/passes.py",
-        old="weight = len(chunk.positions) / divisor",
-        new="weight = min(micro_batch.chunk_size, len(micro_batch.positions)) / divisor",
+        old="share = term.multiplicity / divisor",
+        new="share = min(micro_batch.chunk_size, len(micro_batch.positions)) / divisor",
         claim="The size of chunks never changes the result, also where the last one is shorter.",
         tests=(_ALONE,),
     ),
@@ -111,14 +111,8 @@ FAULTS = (
     Fault(
         name="each-rank-decides-for-itself-what-to-skip",
         file="msam_scale/step.py",
-        old="""    summary.reduce()
-    gradient_norm = sharding.gradient_norm()
-    result = summary.finish_step(gradient_norm)
-""",
-        new="""    gradient_norm = sharding.gradient_norm()
-    result = summary.finish_step(gradient_norm)
-    summary.reduce()
-""",
+        old="    summary.reduce()\n",
+        new="",
         claim="All ranks skip the same steps, and report the loss of the whole mini-batch.",
         tests=(_ON_TWO, _SKIPS),
     ),
@@ -269,8 +263,8 @@ FAULTS = (
     Fault(
         name="average-is-not-loaded",
         file="msam_scale/checkpoint/state.py",
-        old="    engine.average.copy_from_weights()\n",
-        new="",
+        old="    sharding.load(averaged, None)\n    engine.average.copy_from_weights()\n",
+        new="    sharding.load(averaged, None)\n",
         claim="A resumed run goes on with the average of the run before.",
         tests=(f"{_CONTRACT}::test_it_takes_and_saves_the_state_of_a_single_process",),
     ),
