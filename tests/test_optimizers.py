@@ -82,7 +82,7 @@ def test_a_class_takes_the_configs_section() -> None:
 def test_a_class_goes_before_the_configs_name() -> None:
     config = settings(micro_batches=4, optimizer={"name": "adamw", "lr": 0.125})
     engine = engine_for(Run(config), optimizer=torch.optim.Adagrad)
-    assert type(engine.optimizer) is torch.optim.Adagrad
+    assert isinstance(engine.optimizer, torch.optim.Adagrad)
     assert engine.learning_rate == 0.125
 
 
