@@ -84,14 +84,19 @@ class Engine:
         self._phases = phases
         self._followed = phases.plan(0)  # by the sharding
         self._loss_fn = loss_fn
-        self._split_check = SplitCheck(
-            config, sharding=sharding, loss_fn=loss_fn, precision=precision, ranks=ranks
-        )
         self._ascent = ascent_rule(config.objective.ascent)
         self._context = context
         self._vectors = vectors
         self._mode = TrainingMode(model, speaks=ranks.is_first)
         self._generators = Generators(config.run.seed, device=ranks.device)
+        self._split_check = SplitCheck(
+            config,
+            sharding=sharding,
+            loss_fn=loss_fn,
+            generators=self._generators,
+            precision=precision,
+            ranks=ranks,
+        )
         self._summary = StepSummary(statistics, ranks=ranks)
         self._passes = Passes(
             loss_fn,

@@ -15,6 +15,7 @@ from data_pipelines.errors import UserError
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.batch_tree import Batch, narrow, num_samples, repeated, to_device
 from msam_scale.config import Config
+from msam_scale.layers.generators import Generators
 from msam_scale.layers.modes import evaluating
 from msam_scale.losses import LossFunction, LossTerm
 from msam_scale.precision import Precision
@@ -33,6 +34,7 @@ class SplitCheck:
         config: whether it is asked for, and the chunk.
         sharding: of the model.
         loss_fn: what is looked at.
+        generators: what a forward may draw from in evaluation mode, too.
         precision: what the passes compute in.
         ranks: all of them take part.
     """
@@ -43,19 +45,21 @@ class SplitCheck:
         *,
         sharding: Sharding,
         loss_fn: LossFunction,
+        generators: Generators,
         precision: Precision,
         ranks: Ranks,
     ) -> None:
         self._is_due = config.batch.check_split
         self._chunk = config.batch.chunk
-        self._sharding, self._loss_fn = sharding, loss_fn
+        self._sharding, self._loss_fn, self._generators = sharding, loss_fn, generators
         self._precision, self._ranks = precision, ranks
 
     def look(self, micro_batch: Batch, plan: BatchPlan) -> None:
         """Looks at a rank's slice of a micro-batch, if `plan` splits micro-batches. Collective.
 
         It takes no more memory than training: without gradients, as many samples as a chunk has,
-        but at least two. Where a rank has a single sample, it counts twice.
+        but at least two. Where a rank has a single sample, it counts twice. A loss that is another
+        one with other random numbers, though the model is in evaluation mode, is not judged.
 
         Raises:
             UserError: the two losses differ; names both, what splits micro-batches, and what would
@@ -68,13 +72,16 @@ class SplitCheck:
         samples = narrow(micro_batch, 0, min(max(2, chunk), plan.slice_size))
         if num_samples(samples) == 1:
             samples = repeated(samples, 2)
-        whole, halves = self._losses(samples)
+        whole, halves, again = self._losses(samples)
         bound = _BOUNDS[self._precision.compute] * max(abs(whole), abs(halves), _LEAST_LOSS)
-        if abs(whole - halves) > bound:
+        if abs(whole - halves) > bound and abs(whole - again) <= bound:
             raise UserError(_refusal(whole, halves, chunk=chunk, plan=plan))
 
-    def _losses(self, samples: Batch) -> tuple[float, float]:
-        """The loss of the samples and that of their halves, as means over all ranks."""
+    def _losses(self, samples: Batch) -> list[float]:
+        """The loss of the samples, that of their halves, and the first with other random numbers.
+
+        Means over all ranks.
+        """
         count = num_samples(samples)
         half = count // 2
         samples = to_device(samples, self._ranks.device, widen_to=self._precision.parameters)
@@ -84,19 +91,20 @@ class SplitCheck:
                 self._term(narrow(samples, 0, half)),
                 self._term(narrow(samples, half, count - half)),
             ]
+            again = self._term(samples, draw=1)
         self._sharding.weights_written()  # such forwards leave parameters gathered
         weight = parts[0].total_weight + parts[1].total_weight
         first, second = (part.value.double() * part.multiplicity for part in parts)
         halves = (first + second) / weight
         # Samples without any weight say nothing.
-        pair = torch.stack([whole.mean.double(), halves]).nan_to_num()
+        losses = torch.stack([whole.mean.double(), halves, again.mean.double()]).nan_to_num()
         if self._ranks.world is not None:
-            dist.all_reduce(pair, group=self._ranks.world)
-        mean_of_whole, mean_of_halves = (pair / self._ranks.size).tolist()
-        return mean_of_whole, mean_of_halves
+            dist.all_reduce(losses, group=self._ranks.world)
+        means: list[float] = (losses / self._ranks.size).tolist()
+        return means
 
-    def _term(self, samples: Batch) -> LossTerm:
-        with self._precision.autocast(self._ranks.device):
+    def _term(self, samples: Batch, *, draw: int = 0) -> LossTerm:
+        with self._generators.chunk(draw), self._precision.autocast(self._ranks.device):
             returned = self._loss_fn(self._sharding.model, samples)
         return LossTerm.of(returned, num_samples=num_samples(samples))
 

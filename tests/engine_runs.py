@@ -48,6 +48,7 @@ def settings(
     max_skipped_steps: int = 10,
     seed: int = 7,
     strategy: str = "replicated",
+    check_split: bool = False,
     **sharding: Any,
 ) -> dict[str, Any]:
     """A config for `initialize`, from the few settings that tests vary."""
@@ -59,7 +60,12 @@ def settings(
     return {
         "run": {"seed": seed},
         "objective": objective,
-        "batch": {"size": batch_size, "chunk": chunk, "norm_samples": norm_samples},
+        "batch": {
+            "size": batch_size,
+            "chunk": chunk,
+            "norm_samples": norm_samples,
+            "check_split": check_split,
+        },
         "optimizer": {**(SGD if optimizer is None else optimizer), "clip_norm": clip_norm},
         "precision": precision,
         "sharding": {"strategy": strategy, **sharding},

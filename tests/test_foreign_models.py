@@ -465,6 +465,7 @@ def test_lists_with_one_entry_a_sample_are_cut_by_sample() -> None:
         seen.clear()
         torch.manual_seed(0)
         engine = _engine(nn.Linear(48, 5), loss_fn=loss_fn, chunk=chunk, precision="float64")
+        engine._split_check._is_due = False  # which calls loss_fn, too
         engine.train_step(_detection(8))
         states.append(engine.full_state_dict())
         assert sorted(seen) == sorted(2 * _detection(8)["names"])  # once in each pass
@@ -518,16 +519,20 @@ def test_a_micro_batch_without_labels_is_said_and_counted(caplog: pytest.LogCapt
     engine = _engine(MeanOverLabels(8, 5))
     inputs, labels = _features()
     labels[:4] = -100
+    step = engine.train_step({"x": inputs, "labels": labels})
+    assert not step.skipped, "the other micro-batch has labels, and counts alone"
+    assert math.isfinite(step.loss)
+    labels[4:] = -100
     for _ in range(3):
         assert engine.train_step({"x": inputs, "labels": labels}).skipped
     said = [r.getMessage() for r in caplog.records if "is skipped" in r.getMessage()]
-    assert [text.split()[1] for text in said] == ["1", "2"], "and the fourth, the eighth …"
+    assert [text.split()[1] for text in said] == ["2", "3"], "and the fourth, the eighth …"
     assert "all labels of a micro-batch are -100" in said[0]
     ((cause, count),) = engine.skipped_steps.by_cause.items()
     assert "all labels" in cause
     assert count == 3
     inputs[7] = float("inf")
-    labels[:4] = 1
+    labels[:] = 1
     engine.train_step({"x": inputs, "labels": labels})
     assert sorted(engine.skipped_steps.by_cause.values()) == [1, 3]
 

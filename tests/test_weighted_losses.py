@@ -29,7 +29,7 @@ def tokens_and_mask() -> tuple[torch.Tensor, torch.Tensor]:
 def weighted_loss(model: Any, batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum over tokens, and their number."""
     tokens, mask = batch
-    return (model(tokens).square().sum(-1) * mask).sum(), mask.sum()
+    return (model(tokens.flatten(0, 1)).square().sum(-1) * mask.flatten()).sum(), mask.sum()
 
 
 def trained(loss_fn: Any, batch: Any, *, steps: int = 3, **config: Any) -> dict[str, Any]:
@@ -181,7 +181,7 @@ def test_models_of_transformers_weigh_by_their_labels(kind: str) -> None:
         model, batch = _model(kind)
         engine = initialize(
             model.double().train(),
-            config=settings(micro_batches=2, batch_size=NUM_SAMPLES, chunk=chunk),
+            config=settings(micro_batches=2, batch_size=NUM_SAMPLES, chunk=chunk, check_split=True),
         )
         for _ in range(2):
             engine.train_step(batch)
@@ -197,7 +197,7 @@ def contrastive(model: Any, batch: Any) -> torch.Tensor:
 
 
 def _contrastive_engine(**batch: Any) -> tuple[Any, Any]:
-    config = settings(micro_batches=2, batch_size=NUM_SAMPLES)
+    config = settings(micro_batches=2, batch_size=NUM_SAMPLES, check_split=True)
     config["batch"].update(batch)
     engine = initialize(nn.Linear(5, 4).double(), config=config, loss_fn=contrastive)
     return engine, tuple(torch.randn(NUM_SAMPLES, 5, dtype=torch.float64) for _ in range(2))
@@ -217,6 +217,17 @@ def test_a_loss_that_is_no_mean_is_refused_where_it_would_be_split() -> None:
 def test_it_trains_whole_or_where_the_check_is_off(batch: dict[str, Any]) -> None:
     engine, samples = _contrastive_engine(**batch)
     assert math.isfinite(engine.train_step(samples).loss)
+
+
+def test_a_loss_that_is_random_in_evaluation_mode_is_not_judged() -> None:
+    def noisy(model: Any, batch: Any) -> torch.Tensor:
+        inputs, labels = batch
+        return F.cross_entropy(model(F.dropout(inputs, 0.5)), labels)
+
+    config = settings(micro_batches=2, batch_size=NUM_SAMPLES, chunk=2, check_split=True)
+    engine = initialize(nn.Linear(5, 3).double(), config=config, loss_fn=noisy)
+    inputs = torch.randn(NUM_SAMPLES, 5, dtype=torch.float64)
+    assert not engine.train_step((inputs, torch.arange(NUM_SAMPLES) % 3)).skipped
 
 
 def test_the_check_leaves_modes_and_random_numbers_alone() -> None:

@@ -25,9 +25,9 @@ pytestmark = pytest.mark.layouts
 
 def _trained(config: dict[str, Any]) -> tuple[torch.Tensor, list[tuple[float, ...]]]:
     torch.manual_seed(0)
-    engine = initialize(nn.Linear(5, 3).double(), config=config, loss_fn=weighted_loss)
-    precision = torch.float64 if config["precision"] == "float64" else torch.float32
-    batch = own_part(engine, tuple(tensor.to(precision) for tensor in tokens_and_mask()))
+    dtype = torch.float64 if config["precision"] == "float64" else torch.float32
+    engine = initialize(nn.Linear(5, 3).to(dtype), config=config, loss_fn=weighted_loss)
+    batch = own_part(engine, tuple(tensor.to(dtype) for tensor in tokens_and_mask()))
     steps = [engine.train_step(batch) for _ in range(3)]
     figures = [(step.loss, step.grad_norm, step.ascent_norm) for step in steps]
     return engine.full_state_dict()["weight"], figures
@@ -44,6 +44,7 @@ def test_every_layout_divides_by_the_weight_of_the_whole(
         chunk=2,
         batch_size=NUM_SAMPLES,
         precision=layout.precision,
+        check_split=True,
         **layout.sharding,
     )
     expected = by_hand(micro_batches=micro_batches, rho=0.1)
@@ -69,7 +70,9 @@ def _is_refused(config: dict[str, Any]) -> str:
 @pytest.mark.parametrize("strategy", ["replicated", "fsdp", "zero3"])
 def test_ranks_that_share_a_micro_batch_split_it(strategy: str, on_ranks: OnRanks) -> None:
     # One sample a rank, which has to serve twice.
-    config = settings(micro_batches=1, batch_size=2, precision="float32", strategy=strategy)
+    config = settings(
+        micro_batches=1, batch_size=2, precision="float32", strategy=strategy, check_split=True
+    )
     for said in on_ranks(2, _is_refused, config):
         assert "2 ranks that share a micro-batch" in said
         assert "objective.micro_batches: a multiple of 2" in said

@@ -20,6 +20,7 @@ from msam_scale.training.resuming import Candidates
 # What numbers that are not finite lead to is free, too: a run that met them is to be mended.
 _FREE_SECTIONS = ("run.name", "run.dir", "data.", "sharding.", "checkpoint.", "monitor.", "faults.")
 _FREE_KEYS = (
+    "batch.check_split",
     "batch.chunk",
     "objective.non_finite",
     "objective.max_skipped_steps",
