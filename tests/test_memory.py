@@ -11,6 +11,7 @@ from engine_models import build_model, cross_entropy, mini_batch
 from engine_runs import ADAMW, Run, engine_for, own_part, settings
 from layouts import LAYOUTS
 from rank_pool import OnRanks
+from torch._subclasses import FakeTensor
 from torch.distributed.tensor import DTensor
 
 # Views of a flat buffer start at multiples of so many bytes.
@@ -25,8 +26,9 @@ def _live_bytes() -> int:
     for thing in gc.get_objects():
         # Not isinstance: it would ask lazy proxies for their class.
         kind = type(thing)
-        if not issubclass(kind, torch.Tensor) or issubclass(kind, DTensor):
-            continue  # the local part of a DTensor is an object of its own
+        # The local part of a DTensor is an object of its own, and fake ones have no memory.
+        if not issubclass(kind, torch.Tensor) or issubclass(kind, DTensor | FakeTensor):
+            continue
         if thing.device.type == "cpu":
             storage = thing.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()

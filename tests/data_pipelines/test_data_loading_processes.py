@@ -3,9 +3,10 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psutil
@@ -53,11 +54,6 @@ def test_a_killed_worker_is_named(tmp_path: Path) -> None:
     killing.join()
 
 
-def _load_for_ever(index: SampleIndex, connection: Connection) -> None:
-    for _ in endless_loader(index):
-        connection.send(1)
-
-
 def _is_there(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
@@ -66,24 +62,26 @@ def _is_there(process: psutil.Process) -> bool:
 
 
 def test_loaders_outlive_signals_to_all_but_not_their_parent(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    index = make_photos(tmp_path / "photos", 16)
-    parent = context.Process(target=_load_for_ever, args=(index, there))
-    parent.start()
-    here.recv()
-    assert parent.pid is not None
-    workers = psutil.Process(parent.pid).children()
-    assert len(workers) == 2
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        for worker in workers:
-            os.kill(worker.pid, number)
-    for _ in range(50):
-        here.recv()
-    assert all(map(_is_there, workers))
-    parent.kill()
-    parent.join()
+    make_photos(tmp_path / "photos", 16)
+    with subprocess.Popen(
+        [sys.executable, __file__, tmp_path / "photos"], stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout is not None
+        workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
+        assert len(workers) == 2
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            for worker in workers:
+                os.kill(worker.pid, number)
+        for _ in range(50):
+            assert parent.stdout.readline()
+        assert all(map(_is_there, workers))
+        parent.kill()
     end = time.monotonic() + 60
     while any(map(_is_there, workers)):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+if __name__ == "__main__":
+    for _ in endless_loader(SampleIndex.open(sys.argv[1])):
+        print(*(child.pid for child in multiprocessing.active_children()), flush=True)
