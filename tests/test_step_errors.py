@@ -116,8 +116,8 @@ def test_a_loss_that_takes_gradients_away_is_refused() -> None:
     [
         (lambda model, batch: cross_entropy(model, batch).reshape(1), r"Tensor of shape \(1,\)"),
         (lambda model, batch: model(batch[0]), r"Tensor of shape \(32, 5\)"),
-        (lambda model, batch: cross_entropy(model, batch).item(), "float;"),
-        (lambda model, batch: None, "NoneType;"),
+        (lambda model, batch: cross_entropy(model, batch).item(), "float as the mean"),
+        (lambda model, batch: None, "NoneType as the mean"),
     ],
 )
 def test_what_is_no_mean_loss_is_refused(loss: Any, words: str) -> None:

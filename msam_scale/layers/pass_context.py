@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -101,7 +102,9 @@ class PassContext:
         Called where a block begins its forward: the second one counts calls of layers from there,
         and draws from numpy's and Python's generators what the first one did.
         """
-        return nullcontext(), self._recomputing(self._calls.copy(), host_generators())
+        calls, generators = self._calls.copy(), host_generators()
+        # Entered once for each backward through the block: a second derivative has two.
+        return nullcontext(), _Anew(lambda: self._recomputing(calls.copy(), generators))
 
     @contextmanager
     def _recomputing(self, calls: Counter[int], generators: HostGenerators) -> Iterator[None]:
@@ -124,3 +127,17 @@ class PassContext:
         layer_key = stateless_random.fold_in(stateless_random.fold_in(self._step_key, layer), call)
         keys = stateless_random.keys_of_positions(layer_key, self._positions)
         return stateless_random.uniform(keys, numbers_per_sample)
+
+
+class _Anew(AbstractContextManager[None]):
+    """A context that is made each time it is entered, one time after the other."""
+
+    def __init__(self, make: Callable[[], AbstractContextManager[None]]) -> None:
+        self._make = make
+
+    def __enter__(self) -> None:
+        self._entered = self._make()
+        self._entered.__enter__()
+
+    def __exit__(self, *raised: Any) -> bool | None:
+        return self._entered.__exit__(*raised)

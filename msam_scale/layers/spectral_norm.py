@@ -37,8 +37,11 @@ class SpectralVectors:
                 hooks = _OnceAStep()
                 setattr(owner, _HOOKS, hooks)
                 # Before torch's own hook, which reads the flag that is set here.
-                owner.register_forward_pre_hook(hooks.before, prepend=True)
-                owner.register_forward_hook(hooks.after, always_call=True)
+                # Compiled code would keep the mode of its first forward. Said here, and not above
+                # the methods: it imports the compiler, which other models do without.
+                before, after = (torch.compiler.disable(one) for one in (hooks.before, hooks.after))
+                owner.register_forward_pre_hook(before, prepend=True)
+                owner.register_forward_hook(after, always_call=True)
             hooks.obey(context)
 
     def tensors(self) -> list[torch.Tensor]:
@@ -72,14 +75,12 @@ class _OnceAStep:
     def obey(self, context: PassContext) -> None:
         self._context, self._moved_in = context, context.num_steps_begun
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def before(self, owner: nn.Module, _: Any) -> None:
         self._was_training = owner.training
         if self._context.active:
             owner.training &= self._moved_in != self._context.num_steps_begun
             self._moved_in = self._context.num_steps_begun
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def after(self, owner: nn.Module, *_: Any) -> None:
         owner.training = self._was_training
 

@@ -19,7 +19,7 @@ FAULTS = (
     Fault(
         name="calls-not-restored-for-a-recomputation",
         file="msam_scale/layers/pass_context.py",
-        old="self._recomputing(self._calls.copy(), host_generators())",
+        old="self._recomputing(calls.copy(), generators)",
         new="self._recomputing(self._calls, host_generators())",
         claim="a block that is computed again has the masks of its forward",
         tests=(f"{_MODELS}::test_a_layer_called_twice_is_computed_again",),

@@ -12,6 +12,7 @@ from torch import nn
 from data_pipelines import Split, TransformPreset, normalise
 from data_pipelines.errors import UserError
 from msam_scale.batch_tree import Batch
+from msam_scale.layers.modes import evaluating
 from msam_scale.losses import LossFunction
 from msam_scale.training.tasks.image_loss import image_loss
 from msam_scale.training.tasks.interface import Task
@@ -61,10 +62,11 @@ class ImageTask(Task):
                 )
 
     def check_model(self, model: nn.Module) -> None:
-        """Refuses a model that does not take images of this size."""
+        """Refuses a model that does not take images of this size; a black one shows it."""
         height, width, channels = self.image_shape
         try:
-            _forward(model, torch.zeros(1, channels, height, width))
+            with evaluating(model), torch.no_grad():
+                model(torch.zeros(1, channels, height, width))
         except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
@@ -97,23 +99,6 @@ class ImageTask(Task):
     def num_bytes(self, num_samples: int) -> int:
         """One byte a value."""
         return num_samples * prod(self.image_shape)
-
-
-@torch.no_grad()
-def _forward(model: nn.Module, images: torch.Tensor) -> None:
-    """A forward in evaluation mode; without computing anything where that can be."""
-    training = model.training
-    model.eval()
-    try:
-        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        shapes = {name: tensor.to("meta") for name, tensor in state.items()}
-        try:
-            torch.func.functional_call(model, shapes, images.to("meta"))
-        except Exception:
-            # The sizes do not fit, or the model looks at values, which the meta device has not.
-            model(images)
-    finally:
-        model.train(training)
 
 
 def _image_shape(split: Split, transform: TransformPreset) -> tuple[int, int, int]:
