@@ -14,8 +14,9 @@ import pytest
 
 from tests.planted_faults import ROOT
 
-# What pytest's exit codes mean here; with the others it has not tested anything.
-NOTICED, PASSED = 1, 0
+# What pytest's exit codes mean here; with the others it has not tested anything. Several processes
+# are stopped by the first failure.
+NOTICED, PASSED, STOPPED = 1, 0, 2
 # Importing the libraries takes longer than most tests, so each run is a fork of one process that
 # has them.
 _WARM = multiprocessing.get_context("forkserver")
