@@ -6,6 +6,7 @@ import errno
 import os
 import resource
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,12 +89,18 @@ def test_without_staging_later_steps_would_get_into_the_file(tmp_path: Path) -> 
 
 def test_one_is_written_at_a_time_and_all_arrive(tmp_path: Path) -> None:
     engine = engine_for(Run(settings(micro_batches=4)))
-    pending = []
-    for number in range(4):
-        _step(engine, number)
-        pending.append(engine.begin_checkpoint(tmp_path, keep=2))
-        assert all(one.is_done for one in pending[:-1])
-    engine.load_checkpoint(pending[-1].result())
+    pending, original = [], commit._write_own
+
+    def write_slowly(*arguments: Any, **named: Any) -> Any:
+        time.sleep(0.2)
+        return original(*arguments, **named)
+
+    with replaced(commit, "_write_own", write_slowly):
+        for number in range(4):
+            _step(engine, number)
+            pending.append(engine.begin_checkpoint(tmp_path, keep=2))
+            assert all(one.is_done for one in pending[:-1])
+        engine.load_checkpoint(pending[-1].result())
     assert [folder.name for folder in step_folders(tmp_path)] == ["step-00000003", "step-00000004"]
 
 
