@@ -34,6 +34,7 @@ class PreparedDataset:
         splits: The folder of each split, for `SampleIndex.open`.
         num_samples: How many samples each split has.
         class_counts: How many samples of each class each split has.
+        class_names: What the classes are called, by number; None where the labels are the numbers.
         notes: What was left out, cut, or is not as published.
         already_there: It was made before; nothing was written.
     """
@@ -43,6 +44,7 @@ class PreparedDataset:
     splits: dict[str, Path]
     num_samples: dict[str, int]
     class_counts: dict[str, tuple[int, ...]]
+    class_names: tuple[str, ...] | None
     notes: tuple[str, ...]
     already_there: bool
 
@@ -258,6 +260,7 @@ def _described(directory: Path, record: DatasetRecord, *, already_there: bool) -
         splits={split: index.directory for split, index in indexes.items()},
         num_samples={split: index.num_samples for split, index in indexes.items()},
         class_counts={split: index.meta.class_counts for split, index in indexes.items()},
+        class_names=record.class_names,
         notes=record.notes,
         already_there=already_there,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from data_pipelines.errors import UserError
 from data_pipelines.preparation.recipe import DatasetRecipe, OpenedDataset, PreparationOptions
-from data_pipelines.preparation.text_classes import are_numbers, class_numbers
+from data_pipelines.preparation.text_classes import are_numbers, class_names, class_numbers
 from data_pipelines.preparation.text_datasets import describe_texts, open_texts
 from data_pipelines.preparation.text_rows import TextFile
 from data_pipelines.progress import Progress
@@ -22,7 +22,7 @@ def _open(options: PreparationOptions, scratch: Path, progress: Progress) -> Ope
     return open_texts(
         files,
         classes=classes,
-        class_names=None if are_numbers(classes) else tuple(classes),
+        class_names=class_names(classes),
         options=options,
         scratch=scratch,
         progress=progress,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipelines.errors import a_few
 from launch.arguments import count
 from launch.exit_codes import SUCCESS, USER_ERROR
 
@@ -183,10 +184,17 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _classes(prepared: PreparedDataset) -> Iterator[str]:
+    from data_pipelines.preparation.record import printable
+
     for split, counts in prepared.class_counts.items():
         fewest, most = min(counts), max(counts)
         of_each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         yield f"{split}: {len(counts)} classes of {of_each} samples"
+    if prepared.class_names is not None:
+        numbered = (
+            f"{number} {printable(name)}" for number, name in enumerate(prepared.class_names)
+        )
+        yield f"class numbers: {a_few(numbered, most=12)}"
 
 
 def _index(arguments: argparse.Namespace) -> int:

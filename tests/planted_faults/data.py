@@ -405,4 +405,20 @@ FAULTS = (
         claim="An index whose offsets lead out of its shards is refused.",
         tests=(f"{_INDEXES}::test_hostile_indexes_are_refused",),
     ),
+    Fault(
+        name="numbers-of-classes-sorted-as-text",
+        file="data_pipelines/preparation/text_classes.py",
+        old="        return {label: int(values[label]) for label in seen}\n",
+        new="        return {label: place for place, label in enumerate(sorted(seen))}\n",
+        claim="The label 2.0 is class 2, whatever else there is.",
+        tests=(f"{_TEXTS}::test_labels_that_can_be_believed",),
+    ),
+    Fault(
+        name="rows-named-by-the-line-they-end-in",
+        file="data_pipelines/preparation/text_rows.py",
+        old="                line = reader.line_num + 1\n",
+        new="                line = reader.line_num\n",
+        claim="What is wrong with a row is said with the line the row begins in.",
+        tests=(f"{_TEXTS}::test_a_fault_of_a_csv_names_its_line",),
+    ),
 )
