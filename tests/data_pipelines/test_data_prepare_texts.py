@@ -217,10 +217,15 @@ def test_table(
 
 
 def test_table_with_split_files(tmp_path: Path, prepared: Prepare, tokenizer: str) -> None:
-    for name, number in (("train.tsv", 12), ("dev.tsv", 5)):
+    columns = {"text_columns": ("sentence",), "label_column": "label"}
+    for name, number in (("Train.TSV", 12), ("VALIDATION.tsv", 5), ("test.tsv", 3), ("._x.tsv", 1)):
         write_sst2(tmp_path / "in" / name, singles(number, 0))
-    made = prepared("table", text_columns=("sentence",), label_column="label")
+    made = prepared("table", **columns)
     assert stored(made, "val") == expected(singles(5, 0), tokenizer)
+    assert made.notes == (f"{tmp_path / 'in'}: left out: test.tsv",)
+    write_sst2(tmp_path / "in/dev.tsv", singles(2, 0))
+    with pytest.raises(UserError, match=r"VALIDATION.tsv and dev.tsv are both called after the sp"):
+        prepared("table", out="new", **columns)
 
 
 @pytest.mark.parametrize(

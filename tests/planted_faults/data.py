@@ -421,4 +421,20 @@ FAULTS = (
         claim="What is wrong with a row is said with the line the row begins in.",
         tests=(f"{_TEXTS}::test_a_fault_of_a_csv_names_its_line",),
     ),
+    Fault(
+        name="splits-in-lower-case-only",
+        file="data_pipelines/sources/file_names.py",
+        old="filter(str.isalpha, name.casefold())",
+        new="filter(str.isalpha, name)",
+        claim="Train and Val are splits and no classes.",
+        tests=(f"{_IMAGES}::test_splits_are_found_however_they_are_called",),
+    ),
+    Fault(
+        name="folds-become-classes",
+        file="data_pipelines/preparation/image_folder.py",
+        old="        if len(shared) > 1:\n",
+        new="        if len(shared) > 2:\n",
+        claim="Folders that hold the same two folders are refused as classes.",
+        tests=(f"{_IMAGES}::test_folders_that_would_become_wrong_classes_are_refused",),
+    ),
 )
