@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.durable_files import new_directory
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.index.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -25,6 +25,7 @@ from data_pipelines.index.format import (
 )
 from data_pipelines.index.locate import check_inside, find_shards
 from data_pipelines.index.sample_index import SampleIndex
+from data_pipelines.index.scan import about_dots
 from data_pipelines.index.shard_table import ScanTask, ShardFindings, scan_to_files
 from data_pipelines.processes import run_tasks
 from data_pipelines.progress import Progress, no_progress
@@ -201,11 +202,11 @@ def _folder_name(folder: Path) -> str:
 def _common_folder(shards: Sequence[Path]) -> Path:
     folders = {path.parent for path in shards}
     if len(folders) != 1:
-        names = ", ".join(sorted(map(str, folders))) or "no shards at all"
+        names = a_few(sorted(map(str, folders))) or "no shards at all"
         raise UserError(f"the shards of a split lie in one folder, not: {names}")
     if len(set(shards)) != len(shards):
         twice = sorted({path.name for path in shards if shards.count(path) > 1})
-        raise UserError(f"{folders.pop()}: named more than once: {', '.join(twice)}")
+        raise UserError(f"{folders.pop()}: named more than once: {a_few(twice)}")
     return folders.pop()
 
 
@@ -215,7 +216,8 @@ def _check_alike(tasks: Sequence[ScanTask], found: Sequence[ShardFindings]) -> N
         if findings.columns != first.columns:
             raise UserError(
                 f"{task.path}: sample {findings.first_key!r} has the columns "
-                f"{', '.join(findings.columns)}, the ones before it {', '.join(first.columns)}"
+                f"{a_few(findings.columns)}, the ones before it {a_few(first.columns)}"
+                f"{about_dots(findings.first_key, findings.columns)}"
             )
         if findings.has_tokens and findings.shape[0] != first.shape[0]:
             raise UserError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import braceexpand
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.index.format import INDEX_FOLDER, META_FILE, REMAKE, IndexMeta
 
 
@@ -119,7 +119,7 @@ def _in_one_folder(pattern: str) -> tuple[Path, list[str]]:
     folders = sorted({str(path.parent) for path in paths})
     if len(folders) > 1:
         raise UserError(
-            f"{pattern}: the shards of a split lie in one folder, not in {', '.join(folders)}"
+            f"{pattern}: the shards of a split lie in one folder, not in {a_few(folders)}"
         )
     return paths[0].parent, [path.name for path in paths]
 
@@ -143,5 +143,5 @@ def _why_not_a_split(directory: Path) -> str:
         path.parent.parent.name for path in directory.glob(f"*/{INDEX_FOLDER}/{META_FILE}")
     )
     if splits:
-        return f"a prepared data set; give one of its splits: {', '.join(splits)}"
+        return f"a prepared data set; give one of its splits: {a_few(splits)}"
     return f"has no {INDEX_FOLDER}/{META_FILE}, so it is no prepared split; {REMAKE}"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.decoding import SampleDecoder
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.index.format import (
     INDEX_FOLDER,
     KEYS_FILE,
@@ -229,11 +229,10 @@ def _map_samples(path: Path, meta: IndexMeta) -> NDArray[Any]:
 def _check_no_others(directory: Path, meta: IndexMeta) -> None:
     others = other_shards(directory, meta)
     if others:
-        shown = f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''}"
         raise UserError(
-            f"{directory}: {shown}: not in the index, so training would leave its samples out; "
-            f"remove {INDEX_FOLDER}/ and make the index anew, move the file away, or name the "
-            "shards that are meant, as DIR/train-{000000..000003}.tar"
+            f"{directory}: {a_few(others, most=3)}: not in the index, so training would leave its "
+            f"samples out; remove {INDEX_FOLDER}/ and make the index anew, move the file away, or "
+            "name the shards that are meant, as DIR/train-{000000..000003}.tar"
         )
 
 
@@ -241,8 +240,8 @@ def _check_names(location: str | Path, *, given: list[str], meta: IndexMeta) -> 
     indexed = {shard.name for shard in meta.shards}
     unknown, left_out = sorted(set(given) - indexed), sorted(indexed - set(given))
     differences = [
-        *([f"{', '.join(unknown)} is not in the index"] if unknown else []),
-        *([f"{', '.join(left_out)} is in the index but not named"] if left_out else []),
+        *([f"{a_few(unknown)} is not in the index"] if unknown else []),
+        *([f"{a_few(left_out)} is in the index but not named"] if left_out else []),
     ]
     if differences:
         raise UserError(

@@ -11,10 +11,10 @@ import pydantic
 from numpy.typing import NDArray
 
 from data_pipelines.durable_files import replace_file, sha256_of_file
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.index.format import ShardMeta, sample_dtype
 from data_pipelines.index.limits import MOST_CLASSES
-from data_pipelines.index.scan import ScannedSample, scan_shard
+from data_pipelines.index.scan import ScannedSample, about_dots, scan_shard
 
 
 class ShardFindings(pydantic.BaseModel):
@@ -142,7 +142,8 @@ class _Samples:
         if list(sample.extents) != list(first.extents):
             raise UserError(
                 f"{self._task.path}: sample {sample.key!r} has the columns "
-                f"{', '.join(sample.extents)}, the ones before it {', '.join(first.extents)}"
+                f"{a_few(sample.extents)}, the ones before it {a_few(first.extents)}"
+                f"{about_dots(sample.key, sample.extents)}"
             )
         shape, first_shape = sample.shape, first.shape
         has_tokens = len(shape) == 2

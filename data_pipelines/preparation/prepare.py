@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.index import SampleIndex
 from data_pipelines.order.mixing import checked_seed
 from data_pipelines.preparation.datasets import DATASETS
@@ -207,7 +207,7 @@ def _found(
     ]
     if changed:
         raise UserError(
-            f"{directory}: holds the data set {record.name!r} made with {', '.join(changed)}; "
+            f"{directory}: holds the data set {record.name!r} made with {a_few(changed)}; "
             f"{NEVER_OVERWRITTEN}"
         )
     _check_same_input(recipe, directory, record, options, progress=progress)
@@ -234,7 +234,7 @@ def _check_same_input(
         if changed:
             raise UserError(
                 f"{directory}: holds the data set {record.name!r} made from another input: "
-                f"{options.source} differs in {', '.join(changed)}; {NEVER_OVERWRITTEN}"
+                f"{options.source} differs in {a_few(changed)}; {NEVER_OVERWRITTEN}"
             )
     if record.tokenizer is not None and options.tokenizer is not None:
         tokenizer = load_tokenizer(options.tokenizer, max_length=record.tokenizer.max_length)

@@ -437,4 +437,12 @@ FAULTS = (
         claim="Folders that hold the same two folders are refused as classes.",
         tests=(f"{_IMAGES}::test_folders_that_would_become_wrong_classes_are_refused",),
     ),
+    Fault(
+        name="samples-that-a-mac-leaves-behind",
+        file="data_pipelines/index/scan.py",
+        old=" or is_no_member(member.name):\n",
+        new=":\n",
+        claim="What a Mac puts into archives is in no sample and is none.",
+        tests=(f"{_INDEX_BUILD}::test_folders_hidden_files_and_those_of_a_mac_are_no_samples",),
+    ),
 )
