@@ -36,7 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "shards",
         metavar="PATTERN",
         nargs="+",
-        help="shards of one split, in one folder, as DIR/train-{000000..000003}.tar or 'DIR/*.tar'",
+        help="shards of one split, in one folder, as DIR/train-{000000..000003}.tar or "
+        "'DIR/*.tar'; DIR may be a URL",
+    )
+    index.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for the index (that of the shards); needed for remote and read-only ones",
     )
     index.add_argument(
         "--classes",
@@ -190,10 +196,9 @@ def _classes(prepared: PreparedDataset) -> Iterator[str]:
         fewest, most = min(counts), max(counts)
         of_each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         yield f"{split}: {len(counts)} classes of {of_each} samples"
-    if prepared.class_names is not None:
-        numbered = (
-            f"{number} {printable(name)}" for number, name in enumerate(prepared.class_names)
-        )
+    names = [printable(name) for name in prepared.class_names or ()]
+    if names != list(map(str, range(len(names)))):
+        numbered = (f"{number} {name}" for number, name in enumerate(names))
         yield f"class numbers: {a_few(numbered, most=12)}"
 
 
@@ -203,6 +208,7 @@ def _index(arguments: argparse.Namespace) -> int:
     with _progress() as progress:
         index = build_index(
             arguments.shards,
+            out=arguments.out,
             num_processes=arguments.workers,
             num_classes=arguments.classes,
             ignored_columns=arguments.ignore,

@@ -61,8 +61,8 @@ FAULTS = (
     Fault(
         name="shards-of-any-size-are-opened",
         file="data_pipelines/index/sample_index.py",
-        old="            if size != shard.bytes:\n",
-        new="            if size < shard.bytes:\n",
+        old="        if size != shard.bytes:\n",
+        new="        if size < shard.bytes:\n",
         claim="A shard that was changed since it was indexed is named when the split is opened.",
         tests=(f"{_INDEX}::test_shards_that_are_missing_or_of_another_size_are_named",),
     ),
@@ -444,5 +444,13 @@ FAULTS = (
         new=":\n",
         claim="What a Mac puts into archives is in no sample and is none.",
         tests=(f"{_INDEX_BUILD}::test_folders_hidden_files_and_those_of_a_mac_are_no_samples",),
+    ),
+    Fault(
+        name="an-index-forgets-where-its-shards-are",
+        file="data_pipelines/index/build.py",
+        old="                shards_in=shards_in,\n",
+        new="",
+        claim="An index that lies elsewhere finds its shards, local and remote ones.",
+        tests=(f"{_SOURCES}::test_the_index_of_local_and_remote_shards_may_lie_elsewhere",),
     ),
 )
