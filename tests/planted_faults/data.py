@@ -15,6 +15,7 @@ _CROPS = "tests/data_pipelines/test_data_presets_crops.py"
 _RESIZING = "tests/data_pipelines/test_data_presets_resizing.py"
 _LOADING = "tests/data_pipelines/test_data_loading.py"
 _MEMORY = "tests/data_pipelines/test_data_loading_memory.py"
+_PROCESSES = "tests/data_pipelines/test_data_loading_processes.py"
 _STATE = "tests/data_pipelines/test_data_loading_state.py"
 _TEXT = "tests/data_pipelines/test_data_loading_text.py"
 _PREPARE = "tests/data_pipelines/test_data_prepare.py"
@@ -452,5 +453,24 @@ FAULTS = (
         new="",
         claim="An index that lies elsewhere finds its shards, local and remote ones.",
         tests=(f"{_SOURCES}::test_the_index_of_local_and_remote_shards_may_lie_elsewhere",),
+    ),
+    Fault(
+        name="loaders-start-as-python-likes",
+        file="data_pipelines/loading/worker_pool.py",
+        old="            multiprocessing_context=START_METHOD if num_workers else None,\n",
+        new="",
+        claim="Loader processes start in one way, whatever Python's default is.",
+        tests=(f"{_PROCESSES}::test_loaders_start_as_they_do_whatever_the_default_is",),
+    ),
+    Fault(
+        name="a-loader-for-every-evaluation",
+        file="msam_scale/training/evaluation.py",
+        old="        if self._loader is None or batch_size != self._batch_size:",
+        new="        if self._loader is None or batch_size == self._batch_size:",
+        claim="The validation data are loaded by the same processes in every evaluation.",
+        tests=(
+            "tests/training/test_training_data.py"
+            "::test_validation_data_are_loaded_by_the_same_processes_each_time",
+        ),
     ),
 )
