@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from msam_scale.batch_tree import Batch
 
 Loss = torch.Tensor | tuple[torch.Tensor, torch.Tensor]
@@ -88,7 +88,7 @@ def default_loss(*, label_smoothing: float) -> LossFunction:
             value = model(**batch).loss
             if value is None:
                 raise UserError(
-                    f"the model returned no loss for a batch with the keys {', '.join(batch)}; "
+                    f"the model returned no loss for a batch with the keys {a_few(batch)}; "
                     "add labels to the batch, or pass loss_fn to initialize"
                 )
             if label_smoothing:

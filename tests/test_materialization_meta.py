@@ -77,7 +77,7 @@ def test_plain_meta_ties_stay_ties_and_real_tensors_stay() -> None:
 
 def test_layers_that_make_no_values_are_refused_by_name() -> None:
     model = _on_meta(lambda: nn.Sequential(nn.Linear(4, 4), nn.MultiheadAttention(8, 2)))
-    with pytest.raises(UserError, match=r"and 1 \(1 in all\).*deferred_initialization"):
+    with pytest.raises(UserError, match=r"and 1 cannot make.*deferred_initialization"):
         check_can_materialize(model)
     model = _on_meta(LARGE_MODELS["vit"])
     with pytest.raises(UserError, match="deferred_initialization"):

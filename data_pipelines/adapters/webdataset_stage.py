@@ -22,7 +22,7 @@ from data_pipelines.loading.items import Item
 from data_pipelines.loading.schedule import MiniBatchSchedule
 from data_pipelines.loading.step_plan import StepPlan
 from data_pipelines.reading import ShardReader
-from data_pipelines.sources import LocalFolder, ShardSource
+from data_pipelines.sources import ShardSource, open_source
 
 
 class ScheduledShards(IterableDataset[dict[str, Any]]):
@@ -59,7 +59,7 @@ class ScheduledShards(IterableDataset[dict[str, Any]]):
             positions=positions,
         )
         self._index = index
-        self._source = LocalFolder(index.directory) if source is None else source
+        self._source = open_source(index.shards_in) if source is None else source
         self._reader = ShardReader(index.with_decoder(_Undecoded()), source=self._source)
         self._plan = StepPlan(index, schedule=schedule, first_step=first_step, num_steps=num_steps)
 

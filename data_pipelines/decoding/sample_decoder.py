@@ -12,7 +12,7 @@ from data_pipelines.decoding.columns import (
     ContentDecoder,
 )
 from data_pipelines.decoding.samples import Sample, SampleHeader, TextSample
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,13 @@ def probe(payloads: Mapping[str, bytes]) -> SampleHeader:
         UserError: The extensions are not those of a sample, see `SampleDecoder.for_columns`.
         ValueError: See `SampleDecoder.probe`.
     """
-    return _decoder_for(tuple(payloads)).probe(payloads)
+    return decoder_for(tuple(payloads)).probe(payloads)
 
 
 # The samples of a shard have the same columns.
 @functools.lru_cache(maxsize=16)
-def _decoder_for(columns: tuple[str, ...]) -> SampleDecoder:
+def decoder_for(columns: tuple[str, ...]) -> SampleDecoder:
+    """Returns `SampleDecoder.for_columns`, found once."""
     return SampleDecoder.for_columns(columns)
 
 
@@ -116,4 +117,4 @@ def _extension(column: str) -> str:
 
 
 def _listing(columns: Iterable[str]) -> str:
-    return ", ".join(f".{column}" for column in columns) or "none"
+    return a_few(f".{column}" for column in columns) or "none"

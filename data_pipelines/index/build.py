@@ -1,5 +1,6 @@
 """Builds the index of finished shards."""
 
+import os
 import shutil
 from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.durable_files import new_directory
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.index.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
@@ -23,11 +24,14 @@ from data_pipelines.index.format import (
     fingerprint_of,
     sample_dtype,
 )
-from data_pipelines.index.locate import check_inside, find_shards
+from data_pipelines.index.locate import check_file, find_remote_shards, find_shards
 from data_pipelines.index.sample_index import SampleIndex
+from data_pipelines.index.scan import about_dots
 from data_pipelines.index.shard_table import ScanTask, ShardFindings, scan_to_files
 from data_pipelines.processes import run_tasks
 from data_pipelines.progress import Progress, no_progress
+from data_pipelines.sources import is_command, is_remote, local_path
+from data_pipelines.sources.redaction import without_secrets
 
 _TOKEN_ROWS = ("input_ids", "token_type_ids")
 
@@ -35,19 +39,22 @@ _TOKEN_ROWS = ("input_ids", "token_type_ids")
 def build_index(
     patterns: Sequence[str | Path],
     *,
+    out: str | Path | None = None,
     num_processes: int = 1,
     num_classes: int | None = None,
     ignored_columns: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> SampleIndex:
-    """Makes the index of shards that are there already, and writes it beside them.
+    """Makes the index of shards that are there already, and writes it beside them or elsewhere.
 
-    What an interrupted or killed start has scanned is kept in a hidden folder beside the shards,
-    and the next one continues.
+    What an interrupted or killed start has scanned is kept in a hidden folder beside the index, and
+    the next one continues. Remote shards are fetched one by one, each process its own.
 
     Args:
         patterns: The shards, as `DIR/train-{000000..000146}.tar`, with `*`, or their folder; they
-            are numbered in the order of the patterns, those of a folder or `*` by name.
+            are numbered in the order of the patterns, those of a folder or `*` by name. Or URLs.
+        out: The folder that gets the index, which says where the shards are; by default theirs.
+            The folder of remote shards, or one that cannot be written, needs another one.
         num_processes: Processes that scan.
         num_classes: Labels must be in 0 … num_classes - 1; by default the largest label decides.
         ignored_columns: Extensions of files in the shards that are neither image nor label.
@@ -57,12 +64,21 @@ def build_index(
         UserError: A shard is missing, compressed, damaged or holds what cannot be read by offset,
             samples differ in their columns, a label is out of range, or there is an index already.
     """
-    shards = find_shards(patterns)
-    for shard in shards:
-        check_inside(shard, folder=shard.parent)
+    texts = [os.fspath(pattern) for pattern in patterns]
+    location = None
+    if any(map(is_remote, texts)):
+        _check_recordable(texts, out=out)
+        location, names = find_remote_shards(texts)
+        shards = list(map(Path, names))
+    else:
+        shards = find_shards(list(map(local_path, texts)))
+        for shard in shards:
+            check_file(shard, folder=shard.parent)
     return index_shards(
         shards,
-        split=_folder_name(shards[0].parent),
+        location=location,
+        out=None if out is None else Path(out),
+        split=_folder_name(shards[0].parent if location is None else Path(location)),
         num_classes=num_classes,
         preshuffle_seed=None,
         created_by="data_pipelines: index of existing shards",
@@ -79,16 +95,20 @@ def index_shards(
     num_classes: int | None,
     preshuffle_seed: int | None,
     created_by: str,
+    out: Path | None = None,
+    location: str | None = None,
     expected_samples: int | None = None,
     tokens: TokenMeta | None = None,
     ignored_columns: Set[str] = frozenset(),
     num_processes: int = 1,
     progress: Progress = no_progress,
 ) -> SampleIndex:
-    """Scans the shards of a split and writes `index/` beside them.
+    """Scans the shards of a split and writes `index/` beside them, or elsewhere.
 
     Args:
         shards: The shards in the order that numbers their samples; all in one folder.
+        out: The folder that gets the index instead.
+        location: The URL of the folder that shards are in which are not on this machine.
         split: Name of the split, for people.
         num_classes: Labels must be in 0 … num_classes - 1; None takes the largest label there is.
         preshuffle_seed: Seed of the shuffle the samples were written in; None when they were not,
@@ -105,10 +125,21 @@ def index_shards(
         UserError: A shard is damaged, samples differ in their columns, a label is out of range,
             the count is not the expected one, there is an index already, or it cannot be written.
     """
-    directory = _common_folder(shards)
+    shard_folder = _common_folder(shards)
+    directory = out or shard_folder
+    if location is None and directory.resolve() != shard_folder.resolve():
+        shards_in: str | None = str(shard_folder.absolute())
+    else:
+        shards_in = location
     with _work_folder(directory) as work:
         tasks = [
-            ScanTask(path=path, number=number, work=work, ignored_columns=ignored_columns)
+            ScanTask(
+                path=path if location is None else work / f"{number:06d}.fetched" / path.name,
+                number=number,
+                work=work,
+                ignored_columns=ignored_columns,
+                location=location,
+            )
             for number, path in enumerate(shards)
         ]
         found = _scanned(tasks, num_processes=num_processes, progress=progress)
@@ -139,6 +170,7 @@ def index_shards(
                 preshuffle_seed=preshuffle_seed,
                 tokens=_token_meta(directory, found[0], given=tokens),
                 ignored_columns=tuple(sorted(ignored_columns)),
+                shards_in=shards_in,
                 shards=shard_metas,
                 created_by=created_by,
                 fingerprint="",
@@ -150,6 +182,20 @@ def index_shards(
     return SampleIndex(directory, meta)
 
 
+def _check_recordable(patterns: Sequence[str], *, out: str | Path | None) -> None:
+    """Refuses remote shards whose index could not say where they are, or have no place."""
+    shown = without_secrets(patterns[0])
+    if not all(map(is_remote, patterns)) or any(map(is_command, patterns)):
+        raise UserError(f"{a_few(map(without_secrets, patterns))}: not all are URLs of shards")
+    if any(without_secrets(pattern) != pattern for pattern in patterns):
+        raise UserError(
+            f"{shown}: has a user, a password or a query, which the index would keep; leave them "
+            "to `.netrc` or to the environment"
+        )
+    if out is None:
+        raise UserError(f"{shown}: remote, so say with --out which folder gets the index")
+
+
 @contextmanager
 def _work_folder(directory: Path) -> Iterator[Path]:
     """Keeps what was scanned until the index is written, and other processes away meanwhile."""
@@ -158,6 +204,10 @@ def _work_folder(directory: Path) -> Iterator[Path]:
             f"{directory / INDEX_FOLDER}: there is something here already, and it is never "
             "overwritten; remove it to make the index anew"
         )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(directory, error) from error
     lock = filelock.FileLock(directory / f".{INDEX_FOLDER}.lock")
     work = directory / f".{INDEX_FOLDER}.unfinished"
     # These come with a folder from elsewhere, and writing would follow them.
@@ -169,7 +219,7 @@ def _work_folder(directory: Path) -> Iterator[Path]:
     except filelock.Timeout as error:
         raise UserError(f"{directory}: is being indexed by another process; wait for it") from error
     except OSError as error:
-        raise UserError(f"{directory}: the index cannot be written here: {error}") from error
+        raise _not_writable(directory, error) from error
     with held:
         try:
             work.mkdir(exist_ok=True)
@@ -180,6 +230,13 @@ def _work_folder(directory: Path) -> Iterator[Path]:
             ) from error
         finally:
             Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def _not_writable(directory: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{directory}: the index cannot be written here: {error.strerror}; --out names another "
+        "folder for it"
+    )
 
 
 def _scanned(
@@ -201,11 +258,11 @@ def _folder_name(folder: Path) -> str:
 def _common_folder(shards: Sequence[Path]) -> Path:
     folders = {path.parent for path in shards}
     if len(folders) != 1:
-        names = ", ".join(sorted(map(str, folders))) or "no shards at all"
+        names = a_few(sorted(map(str, folders))) or "no shards at all"
         raise UserError(f"the shards of a split lie in one folder, not: {names}")
     if len(set(shards)) != len(shards):
         twice = sorted({path.name for path in shards if shards.count(path) > 1})
-        raise UserError(f"{folders.pop()}: named more than once: {', '.join(twice)}")
+        raise UserError(f"{folders.pop()}: named more than once: {a_few(twice)}")
     return folders.pop()
 
 
@@ -214,12 +271,13 @@ def _check_alike(tasks: Sequence[ScanTask], found: Sequence[ShardFindings]) -> N
     for task, findings in zip(tasks, found, strict=True):
         if findings.columns != first.columns:
             raise UserError(
-                f"{task.path}: sample {findings.first_key!r} has the columns "
-                f"{', '.join(findings.columns)}, the ones before it {', '.join(first.columns)}"
+                f"{task.where}: sample {findings.first_key!r} has the columns "
+                f"{a_few(findings.columns)}, the ones before it {a_few(first.columns)}"
+                f"{about_dots(findings.first_key, findings.columns)}"
             )
         if findings.has_tokens and findings.shape[0] != first.shape[0]:
             raise UserError(
-                f"{task.path}: its tokens have {findings.shape[0]} rows, the ones before it "
+                f"{task.where}: its tokens have {findings.shape[0]} rows, the ones before it "
                 f"{first.shape[0]}"
             )
 
@@ -232,7 +290,7 @@ def _num_classes(
     for task, findings in zip(tasks, found, strict=True):
         if findings.last_class >= given:
             raise UserError(
-                f"{task.path}: sample {findings.last_class_key!r} is of class "
+                f"{task.where}: sample {findings.last_class_key!r} is of class "
                 f"{findings.last_class}, but the classes are 0 … {given - 1}"
             )
     return given

@@ -82,6 +82,8 @@ class IndexMeta(_Record):
             or nobody knows.
         tokens: For text: what the tokens are; None for images.
         ignored_columns: Extensions of files in the shards that are not read.
+        shards_in: Where the shards are, where they do not lie in the folder of the index: an
+            absolute path, or a URL of a folder.
         fingerprint: SHA-256 over everything that defines the samples, see `fingerprint_of`.
     """
 
@@ -96,6 +98,7 @@ class IndexMeta(_Record):
     preshuffle_seed: int | None
     tokens: TokenMeta | None = None
     ignored_columns: tuple[str, ...] = ()
+    shards_in: str | None = None
     shards: tuple[ShardMeta, ...]
     created_by: str
     fingerprint: str

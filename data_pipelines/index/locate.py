@@ -5,8 +5,10 @@ from pathlib import Path
 
 import braceexpand
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.index.format import INDEX_FOLDER, META_FILE, REMAKE, IndexMeta
+from data_pipelines.sources import ListedFolder, open_source
+from data_pipelines.sources.file_names import is_no_data
 
 
 def find_split(location: str | Path) -> tuple[Path, list[str] | None]:
@@ -43,25 +45,26 @@ def other_shards(directory: Path, meta: IndexMeta) -> list[str]:
     return [path.name for path in _not_hidden(directory.glob("*.tar")) if path.name not in indexed]
 
 
-def check_inside(path: Path, *, folder: Path) -> None:
-    """Refuses a link out of a folder: data from elsewhere must not read the files of its user.
+def check_file(path: Path, *, folder: Path) -> None:
+    """Refuses what is no file, or lies in a folder that is a link out of a folder.
+
+    A link to a file is followed, as those of a hub's cache, whose snapshots are links: its size and
+    its checksums tell whether it is the file that was indexed.
 
     Args:
-        path: In `folder`. What is not there is left to who reads it.
+        path: In `folder` or in a folder inside. What is not there is left to who reads it.
         folder: May itself be a link, or lie behind one.
 
     Raises:
-        UserError: It is such a link, or a pipe or device.
+        UserError: It is a pipe, a device or a folder, or lies behind such a link.
     """
     if path.exists() and not path.is_file():
         raise UserError(f"{path}: is no file")
-    if path.is_symlink() or path.parent.is_symlink():
-        target = path.resolve()
-        if not target.is_relative_to(folder.resolve()):
-            raise UserError(
-                f"{path}: a link to {target}, which is outside of {folder}; put the file itself "
-                "there, or a hard link, or give the folder that holds the files"
-            )
+    if path.parent.is_symlink() and not path.parent.resolve().is_relative_to(folder.resolve()):
+        raise UserError(
+            f"{path.parent}: a link to {path.parent.resolve()}, which is outside of {folder}; put "
+            "the folder itself there, or give the one that holds it"
+        )
 
 
 def is_folder(path: Path) -> bool:
@@ -97,6 +100,45 @@ def find_shards(patterns: Sequence[str | Path]) -> list[Path]:
     return shards
 
 
+def find_remote_shards(patterns: Sequence[str]) -> tuple[str, list[str]]:
+    """Finds the shards that patterns of URLs stand for.
+
+    Args:
+        patterns: Each a file, or one with braces; where files can be listed, also with `*` in its
+            name, or a folder.
+
+    Returns:
+        The URL of their folder, and their names in the order of the patterns.
+
+    Raises:
+        UserError: They lie in several folders, cannot be listed, or a pattern stands for nothing.
+    """
+    folders: set[str] = set()
+    names: list[str] = []
+    for pattern in patterns:
+        for place in _expanded(pattern):
+            is_file = place.endswith(".tar")
+            folder, _, name = place.rpartition("/") if is_file else (place.rstrip("/"), "", "*.tar")
+            folders.add(folder)
+            names += _listed(folder, name) if "*" in name else [name]
+    if len(folders) != 1:
+        raise UserError(f"the shards of a split lie in one folder, not in {a_few(sorted(folders))}")
+    return folders.pop(), names
+
+
+def _listed(folder: str, pattern: str) -> list[str]:
+    source = open_source(folder)
+    if not isinstance(source, ListedFolder):
+        raise UserError(
+            f"{folder}/{pattern}: nothing lists the files there; name the shards, as "
+            "train-{000000..000003}.tar"
+        )
+    found = [name for name in source.names(pattern) if not is_no_data(name)]
+    if not found:
+        raise UserError(f"{folder}/{pattern}: no such shards")
+    return found
+
+
 def _shards_of(path: Path) -> list[Path]:
     if "*" in path.name:
         is_folder(path.parent)
@@ -119,21 +161,25 @@ def _in_one_folder(pattern: str) -> tuple[Path, list[str]]:
     folders = sorted({str(path.parent) for path in paths})
     if len(folders) > 1:
         raise UserError(
-            f"{pattern}: the shards of a split lie in one folder, not in {', '.join(folders)}"
+            f"{pattern}: the shards of a split lie in one folder, not in {a_few(folders)}"
         )
     return paths[0].parent, [path.name for path in paths]
 
 
 def _expand(pattern: str) -> list[Path]:
+    return list(map(Path, _expanded(pattern)))
+
+
+def _expanded(pattern: str) -> list[str]:
     try:
-        return [Path(name) for name in braceexpand.braceexpand(pattern)]
+        return list(braceexpand.braceexpand(pattern))
     except ValueError as error:
         raise UserError(f"{pattern}: the braces do not match ({error})") from error
 
 
 def _not_hidden(paths: Iterable[Path]) -> list[Path]:
     # Such as the `._train-000000.tar` that macOS puts beside a file.
-    return sorted(path for path in paths if not path.name.startswith("."))
+    return sorted(path for path in paths if not is_no_data(path.name))
 
 
 def _why_not_a_split(directory: Path) -> str:
@@ -143,5 +189,5 @@ def _why_not_a_split(directory: Path) -> str:
         path.parent.parent.name for path in directory.glob(f"*/{INDEX_FOLDER}/{META_FILE}")
     )
     if splits:
-        return f"a prepared data set; give one of its splits: {', '.join(splits)}"
+        return f"a prepared data set; give one of its splits: {a_few(splits)}"
     return f"has no {INDEX_FOLDER}/{META_FILE}, so it is no prepared split; {REMAKE}"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.decoding import SampleDecoder
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.index.format import (
     INDEX_FOLDER,
     KEYS_FILE,
@@ -21,8 +21,9 @@ from data_pipelines.index.format import (
     sample_dtype,
 )
 from data_pipelines.index.limits import MOST_TABLE_HEADER_BYTES
-from data_pipelines.index.locate import check_inside, find_split, other_shards
+from data_pipelines.index.locate import check_file, find_split, other_shards
 from data_pipelines.index.plausible import implausible
+from data_pipelines.sources import is_command, is_remote
 from data_pipelines.sources.file_names import checked_file_name
 
 
@@ -58,7 +59,8 @@ class SampleIndex:
         """Opens the index of a split and checks that it fits the shards beside it.
 
         The index must be as it was made, every shard must be there with the size it was indexed
-        with, and no others. Their content is checked sample by sample when it is read.
+        with, and no others beside the index. Their content, and whether remote ones are there, is
+        checked when they are read.
 
         Args:
             location: The folder of the split, which holds the shards and `index/`; or the shards,
@@ -73,24 +75,9 @@ class SampleIndex:
             _check_names(location, given=names, meta=meta)
         else:
             _check_no_others(directory, meta)
-        found_in = str(directory / INDEX_FOLDER / META_FILE)
         for name in (META_FILE, SAMPLES_FILE, KEYS_FILE):
-            check_inside(directory / INDEX_FOLDER / name, folder=directory)
-        for shard in meta.shards:
-            path = directory / checked_file_name(shard.name, found_in=found_in)
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise UserError(
-                    f"{path}: missing, though the index lists this shard ({error.strerror}); "
-                    f"{REMAKE}"
-                ) from error
-            check_inside(path, folder=directory)
-            if size != shard.bytes:
-                raise UserError(
-                    f"{path}: {size} bytes, but {shard.bytes} when it was indexed: changed or cut "
-                    f"short; restore it or {REMAKE}"
-                )
+            check_file(directory / INDEX_FOLDER / name, folder=directory)
+        _check_shards(directory, meta)
         index = cls(directory, meta)
         index.verify_fingerprint()
         return index
@@ -151,9 +138,14 @@ class SampleIndex:
         other.decoder = decoder
         return other
 
+    @property
+    def shards_in(self) -> str:
+        """Where the shards are: a path, or a URL of a folder."""
+        return str(self.directory) if self.meta.shards_in is None else self.meta.shards_in
+
     def shard_path(self, shard: int) -> Path:
-        """Returns the file of a shard, by its number in the index."""
-        return self.directory / self.meta.shards[shard].name
+        """Returns the file of a local shard, by its number in the index."""
+        return Path(self.shards_in, self.meta.shards[shard].name)
 
     def key(self, sample_id: int) -> str:
         """Returns the name a sample has in its shard.
@@ -226,14 +218,40 @@ def _map_samples(path: Path, meta: IndexMeta) -> NDArray[Any]:
     return samples
 
 
+def _check_shards(directory: Path, meta: IndexMeta) -> None:
+    """Refuses shards that cannot be where they should, are missing, or of another size."""
+    found_in = str(directory / INDEX_FOLDER / META_FILE)
+    folder = directory
+    names = [checked_file_name(shard.name, found_in=found_in) for shard in meta.shards]
+    if meta.shards_in is not None:
+        folder = Path(meta.shards_in)
+        if is_command(meta.shards_in) or not (is_remote(meta.shards_in) or folder.is_absolute()):
+            raise UserError(f"{found_in}: shards_in: {meta.shards_in!r} is no place of shards")
+        if is_remote(meta.shards_in):
+            return
+    for name, shard in zip(names, meta.shards, strict=True):
+        path = folder / name
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise UserError(
+                f"{path}: missing, though the index lists this shard ({error.strerror}); {REMAKE}"
+            ) from error
+        check_file(path, folder=folder)
+        if size != shard.bytes:
+            raise UserError(
+                f"{path}: {size} bytes, but {shard.bytes} when it was indexed: changed or cut "
+                f"short; restore it or {REMAKE}"
+            )
+
+
 def _check_no_others(directory: Path, meta: IndexMeta) -> None:
     others = other_shards(directory, meta)
     if others:
-        shown = f"{', '.join(others[:3])}{' …' if len(others) > 3 else ''}"
         raise UserError(
-            f"{directory}: {shown}: not in the index, so training would leave its samples out; "
-            f"remove {INDEX_FOLDER}/ and make the index anew, move the file away, or name the "
-            "shards that are meant, as DIR/train-{000000..000003}.tar"
+            f"{directory}: {a_few(others, most=3)}: not in the index, so training would leave its "
+            f"samples out; remove {INDEX_FOLDER}/ and make the index anew, move the file away, or "
+            "name the shards that are meant, as DIR/train-{000000..000003}.tar"
         )
 
 
@@ -241,8 +259,8 @@ def _check_names(location: str | Path, *, given: list[str], meta: IndexMeta) -> 
     indexed = {shard.name for shard in meta.shards}
     unknown, left_out = sorted(set(given) - indexed), sorted(indexed - set(given))
     differences = [
-        *([f"{', '.join(unknown)} is not in the index"] if unknown else []),
-        *([f"{', '.join(left_out)} is in the index but not named"] if left_out else []),
+        *([f"{a_few(unknown)} is not in the index"] if unknown else []),
+        *([f"{a_few(left_out)} is in the index but not named"] if left_out else []),
     ]
     if differences:
         raise UserError(

@@ -4,17 +4,19 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from webdataset.tariterators import base_plus_ext
 
-from data_pipelines.decoding import SampleDecoder, SampleHeader, probe
+from data_pipelines.decoding import SampleDecoder, SampleHeader, decoder_for
+from data_pipelines.decoding.columns import TOKENS_COLUMN
 from data_pipelines.durable_files import pieces_of_file
 from data_pipelines.errors import UserError
 from data_pipelines.index.limits import MOST_SAMPLE_BYTES
+from data_pipelines.sources.file_names import is_no_member
 from data_pipelines.sources.positioned_reads import read_at
 from data_pipelines.tar_headers import tar_headers
 
@@ -52,7 +54,8 @@ def scan_shard(path: Path, *, ignored_columns: Set[str] = frozenset()) -> Iterat
     """Yields the samples of a shard in the order they are stored, and looks at each one's header.
 
     Members are grouped as WebDataset groups them: by name up to the first dot, as long as they
-    follow each other; what it ignores (folders, names without an extension, `__…__`) is no sample.
+    follow each other; what it ignores (folders, names without an extension, `__…__`) is no sample,
+    and neither are hidden files and those of a Mac (`._NAME`, `__MACOSX/…`).
 
     Args:
         path: The shard.
@@ -98,7 +101,7 @@ def _samples(file: BinaryIO, path: Path, ignored_columns: Set[str]) -> Iterator[
             raise UserError(f"{path}: {member.name}: sparse members cannot be read by their offset")
         end += -(-member.size // _BLOCK) * _BLOCK
         prefix, column = base_plus_ext(member.name)
-        if prefix is None or _SHARD_METADATA.match(member.name):
+        if prefix is None or _SHARD_METADATA.match(member.name) or is_no_member(member.name):
             continue
         column = column.lower()
         if key is not None and prefix != key:
@@ -138,6 +141,7 @@ def _scanned(
     file: BinaryIO, path: Path, key: str, members: dict[str, tarfile.TarInfo]
 ) -> ScannedSample:
     _check_key(path, key)
+    decoder = _decoder(path, key, members)
     _check_size(file, path, key, members)
     payloads: dict[str, bytes] = {}
     crc32 = 0
@@ -147,7 +151,7 @@ def _scanned(
         # By position: the walk over the headers goes on where it was.
         payloads[column] = read_at(file.fileno(), start=start, stop=stop)
         crc32 = zlib.crc32(payloads[column], crc32)
-    shape, label = _described(path, key, payloads)
+    shape, label = _described(path, key, decoder, payloads)
     return ScannedSample(
         key=key,
         extents={
@@ -159,12 +163,32 @@ def _scanned(
     )
 
 
-def _described(path: Path, key: str, payloads: dict[str, bytes]) -> SampleHeader:
+def _decoder(path: Path, key: str, members: dict[str, tarfile.TarInfo]) -> SampleDecoder:
     try:
-        header = probe(payloads)
+        return decoder_for(tuple(sorted(members)))
+    except UserError as error:
+        raise UserError(f"{path}: sample {key!r}: {error}{about_dots(key, members)}") from error
+
+
+def about_dots(key: str, columns: Iterable[str]) -> str:
+    """For messages about unexpected columns: what they may come from, if there is a dot in one."""
+    dotted = next((each for each in columns if "." in each and each != TOKENS_COLUMN), None)
+    if dotted is None:
+        return ""
+    return (
+        f"; a sample's name ends at its first dot, so `{key}.{dotted}` is the file .{dotted} of "
+        f"the sample {key!r}: write other dots in names as `_`"
+    )
+
+
+def _described(
+    path: Path, key: str, decoder: SampleDecoder, payloads: dict[str, bytes]
+) -> SampleHeader:
+    try:
+        header = decoder.probe(payloads)
         if any(column.endswith("npy") for column in payloads):
             # Costs nothing, and finds arrays that are cut short behind their header.
-            SampleDecoder.for_columns(list(payloads)).decode(payloads)
+            decoder.decode(payloads)
         return header
     except ValueError as error:
         raise UserError(f"{path}: sample {key!r}: {error}") from error

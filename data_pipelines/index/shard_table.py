@@ -1,6 +1,7 @@
 """What one shard holds, as the piece of the index that is about it."""
 
 import io
+import shutil
 from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ import pydantic
 from numpy.typing import NDArray
 
 from data_pipelines.durable_files import replace_file, sha256_of_file
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.index.format import ShardMeta, sample_dtype
 from data_pipelines.index.limits import MOST_CLASSES
-from data_pipelines.index.scan import ScannedSample, scan_shard
+from data_pipelines.index.scan import ScannedSample, about_dots, scan_shard
+from data_pipelines.sources import open_source
 
 
 class ShardFindings(pydantic.BaseModel):
@@ -30,6 +32,7 @@ class ShardFindings(pydantic.BaseModel):
         first_key: Name of its first sample, for messages.
         last_class: The largest class number.
         last_class_key: Name of a sample that has it.
+        location: See `ScanTask`.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -43,6 +46,7 @@ class ShardFindings(pydantic.BaseModel):
     first_key: str
     last_class: int
     last_class_key: str
+    location: str | None
 
     @property
     def has_tokens(self) -> bool:
@@ -55,16 +59,23 @@ class ScanTask:
     """A shard to scan.
 
     Attributes:
-        path: The shard.
+        path: The shard; where it is fetched to, if it is remote.
         number: Its number in the split.
         work: Folder that keeps the findings until the index is written.
         ignored_columns: Extensions of files that are not read.
+        location: The folder that it is fetched from; None for a local shard.
     """
 
     path: Path
     number: int
     work: Path
     ignored_columns: Set[str]
+    location: str | None = None
+
+    @property
+    def where(self) -> str:
+        """Where the shard is, for messages."""
+        return str(self.path) if self.location is None else f"{self.location}/{self.path.name}"
 
     @property
     def samples_path(self) -> Path:
@@ -91,6 +102,23 @@ def scan_to_files(task: ScanTask) -> ShardFindings:
     earlier = _earlier_findings(task)
     if earlier is not None:
         return earlier
+    if task.location is None:
+        return _scanned(task)
+    # As a whole: all of it is read twice, for the samples and for its checksum.
+    source = open_source(task.location)
+    task.path.parent.mkdir(exist_ok=True)
+    try:
+        with task.path.open("wb") as file:
+            file.writelines(source.pieces(task.path.name, num_bytes=None))
+        return _scanned(task)
+    except UserError as error:
+        raise UserError(str(error).replace(str(task.path), task.where)) from error
+    finally:
+        source.close()
+        shutil.rmtree(task.path.parent)
+
+
+def _scanned(task: ScanTask) -> ShardFindings:
     before = task.path.stat()
     samples = _Samples(task)
     for sample in scan_shard(task.path, ignored_columns=task.ignored_columns):
@@ -115,14 +143,18 @@ def _earlier_findings(task: ScanTask) -> ShardFindings | None:
         findings = ShardFindings.model_validate_json(task.findings_path.read_bytes())
     except pydantic.ValidationError:  # of another version, or not ours
         return None
-    status = task.path.stat()
     is_same = (
         findings.shard.name == task.path.name
-        and findings.shard.bytes == status.st_size
-        and findings.modified == status.st_mtime_ns
+        and findings.location == task.location
+        and (task.location is not None or _is_unchanged(task.path, findings))
         and findings.ignored_columns == tuple(sorted(task.ignored_columns))
     )
     return findings if is_same else None
+
+
+def _is_unchanged(path: Path, findings: ShardFindings) -> bool:
+    status = path.stat()
+    return (findings.shard.bytes, findings.modified) == (status.st_size, status.st_mtime_ns)
 
 
 class _Samples:
@@ -141,8 +173,9 @@ class _Samples:
         self._first = first
         if list(sample.extents) != list(first.extents):
             raise UserError(
-                f"{self._task.path}: sample {sample.key!r} has the columns "
-                f"{', '.join(sample.extents)}, the ones before it {', '.join(first.extents)}"
+                f"{self._task.where}: sample {sample.key!r} has the columns "
+                f"{a_few(sample.extents)}, the ones before it {a_few(first.extents)}"
+                f"{about_dots(sample.key, sample.extents)}"
             )
         shape, first_shape = sample.shape, first.shape
         has_tokens = len(shape) == 2
@@ -151,7 +184,7 @@ class _Samples:
         self._has_one_shape &= shape == first_shape
         if sample.label >= MOST_CLASSES:
             raise UserError(
-                f"{self._task.path}: sample {sample.key!r} is of class {sample.label}, but class "
+                f"{self._task.where}: sample {sample.key!r} is of class {sample.label}, but class "
                 f"numbers are below {MOST_CLASSES}"
             )
         self._last_class = max(self._last_class, (sample.label, sample.key))
@@ -187,4 +220,5 @@ class _Samples:
             first_key=self._first.key,
             last_class=self._last_class[0],
             last_class_key=self._last_class[1],
+            location=self._task.location,
         )

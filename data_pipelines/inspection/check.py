@@ -15,6 +15,7 @@ from data_pipelines.inspection.check_shard import Problem, check_shard
 from data_pipelines.preparation.record import RECORD_FILE, DatasetRecord
 from data_pipelines.processes import run_tasks
 from data_pipelines.progress import Progress, no_progress
+from data_pipelines.sources import is_remote
 from data_pipelines.sources.file_names import checked_file_name
 
 
@@ -68,6 +69,10 @@ def check_dataset(
         index = _open(folder, problems)
         if index is None:
             continue
+        if is_remote(index.shards_in):
+            raise UserError(
+                f"{folder}: its shards are at {index.shards_in}; local ones are checked"
+            )
         num_samples[index.meta.split] = index.num_samples
         problems += _problems_of_index(index, fingerprint)
         what, done = f"checking {index.meta.split}", 0

@@ -14,7 +14,7 @@ from data_pipelines.loading.dataset import LoadedPart, PartDataset
 from data_pipelines.loading.items import Item, Part, parts_of, samples_per_part
 from data_pipelines.loading.slots import SlotMemory, SlotRing
 from data_pipelines.loading.source import SplitSource
-from data_pipelines.loading.worker_process import follow_parent
+from data_pipelines.loading.worker_process import START_METHOD, follow_parent
 from data_pipelines.reading import BadSamples
 
 DEFAULT_HOST_BYTES = 1 << 30
@@ -180,6 +180,7 @@ class _StartedPool:
             sampler=self._parts,
             batch_size=None,
             num_workers=num_workers,
+            multiprocessing_context=START_METHOD if num_workers else None,
             prefetch_factor=plan.parts_ahead if num_workers else None,
             collate_fn=_as_it_is,
             worker_init_fn=follow_parent,

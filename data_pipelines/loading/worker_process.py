@@ -2,8 +2,12 @@
 
 import os
 import signal
+import sys
 import threading
 
+# Said to `DataLoader`, because Python's own default differs between its versions. Forked loaders
+# start in milliseconds and inherit the mapped index; where forks are not safe, they are not.
+START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 _SECONDS_BETWEEN_LOOKS = 1.0
 
 

@@ -7,13 +7,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.index.limits import MOST_SAMPLE_BYTES
 from data_pipelines.preparation.image_sources import IMAGE_COLUMNS, FolderImages
 from data_pipelines.preparation.image_table import ImageEntry, ImageTable, write_image_table
 from data_pipelines.preparation.record import printable
 from data_pipelines.progress import Progress
+from data_pipelines.sources.file_names import is_no_data
 
 # Images as others understand them, but not by the decoders here.
 _FOREIGN_IMAGES = (".avif", ".bmp", ".gif", ".heic", ".pbm", ".pgm", ".ppm", ".tif", ".tiff")
@@ -54,15 +56,46 @@ class ClassFolders:
         return tuple(notes)
 
 
+class Level(NamedTuple):
+    """What lies in a folder itself: whether images do, and the names of the folders."""
+
+    has_images: bool
+    folders: frozenset[str]
+
+
+def level_of(folder: Path, *, stops_at_image: bool = False) -> Level:
+    """Looks into a folder; hidden files and folders are none.
+
+    Args:
+        folder: Which one.
+        stops_at_image: Not all names of folders are wanted where there are images, too.
+    """
+    has_images, folders = False, set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if is_no_data(entry.name):
+                continue
+            if entry.is_dir():
+                folders.add(entry.name)
+            elif not has_images:
+                ending = Path(entry.name).suffix.lower()
+                has_images = ending in IMAGE_COLUMNS or ending in _FOREIGN_IMAGES
+                if has_images and stops_at_image:
+                    break
+    return Level(has_images, frozenset(folders))
+
+
 def class_names_of(root: Path) -> list[str]:
     """Returns the names of the class folders, sorted: their places are the class numbers.
+
+    Names that are all numbers are sorted by their value.
 
     Raises:
         UserError: There are none, or a name is not UTF-8.
     """
-    names = sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not _is_hidden(entry.name)
-    )
+    names = sorted(level_of(root).folders)
+    if all(name.isascii() and name.isdigit() for name in names):
+        names.sort(key=int)
     if not names:
         raise UserError(f"{root}: has no subfolders; each class needs one, with its images")
     for name in names:
@@ -91,7 +124,7 @@ def find_images(
     """
     unknown = sorted(set(class_names_of(root)) - set(class_names))
     if unknown:
-        raise UserError(f"{root}: classes that training does not have: {', '.join(unknown[:5])}")
+        raise UserError(f"{root}: classes that training does not have: {a_few(unknown)}")
     left_out: Counter[str] = Counter()
     endings: Counter[str] = Counter()
     entries = _entries(root, class_names, left_out=left_out, endings=endings)
@@ -132,9 +165,9 @@ def _images_below(
 ) -> Iterator[tuple[Path, int]]:
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
         _check_first_visit(Path(parent), visited)
-        folders[:] = [name for name in folders if not _is_hidden(name)]
+        folders[:] = [name for name in folders if not is_no_data(name)]
         for name in files:
-            if _is_hidden(name):
+            if is_no_data(name):
                 continue
             path = Path(parent, name)
             ending = path.suffix.lower()
@@ -173,7 +206,7 @@ def _check_first_visit(folder: Path, visited: dict[tuple[int, int], Path]) -> No
 def _ending(entry: os.DirEntry[str]) -> str | None:
     """Returns the ending of a file's name if it is an image's that can be stored."""
     ending = Path(entry.name).suffix.lower()
-    is_image = ending in IMAGE_COLUMNS and not _is_hidden(entry.name) and entry.is_file()
+    is_image = ending in IMAGE_COLUMNS and not is_no_data(entry.name) and entry.is_file()
     return ending if is_image else None
 
 
@@ -188,13 +221,11 @@ def _counted(
     progress(done=number, total=number, unit="images")
 
 
-def _is_hidden(name: str) -> bool:
-    return name.startswith(".")
-
-
 def _raise(error: OSError) -> None:
     raise error
 
 
 def _counts(counter: Counter[str]) -> str:
-    return ", ".join(f"{count} {printable(ending)}" for ending, count in sorted(counter.items()))
+    return a_few(
+        (f"{count} {printable(ending)}" for ending, count in sorted(counter.items())), most=10
+    )

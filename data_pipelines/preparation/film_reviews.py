@@ -16,7 +16,7 @@ from data_pipelines.preparation.gzipped_tars import gzipped_files
 from data_pipelines.preparation.recipe import DatasetRecipe, OpenedDataset, PreparationOptions
 from data_pipelines.preparation.staging import described_file, staged, unchanged_file
 from data_pipelines.preparation.text_datasets import open_texts
-from data_pipelines.preparation.text_rows import TextFile
+from data_pipelines.preparation.text_rows import TextFile, no_utf8
 from data_pipelines.progress import Progress
 
 _RATINGS = "movieReviewSnippets_GroundTruth.txt"
@@ -94,8 +94,11 @@ def _rows(source: Path) -> Iterator[tuple[float, str]]:
         content = _member(content, f"/{_RATINGS}", source)
     try:
         text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: {_RATINGS} is no UTF-8 text: {error}") from error
+    except UnicodeDecodeError:
+        for number, each in enumerate(content.split(b"\n"), start=1):
+            if (wrong := no_utf8(each, where=f"{source}: {_RATINGS}, line {number}")) is not None:
+                raise wrong from None
+        raise
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         try:
             _, rating, sentence = line.split("\t")

@@ -1,10 +1,19 @@
 """`image_folder`: any images that lie in a folder a class."""
 
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
-from data_pipelines.errors import UserError
-from data_pipelines.preparation.class_folders import ClassFolders, class_names_of, find_images
+from data_pipelines.errors import UserError, a_few
+from data_pipelines.preparation.class_folders import (
+    ClassFolders,
+    Level,
+    class_names_of,
+    find_images,
+    level_of,
+)
 from data_pipelines.preparation.recipe import (
     DatasetRecipe,
     OpenedDataset,
@@ -14,31 +23,111 @@ from data_pipelines.preparation.recipe import (
     whole_split,
 )
 from data_pipelines.progress import Progress
-
-_TRAIN = "train"
-# The first of these that is there is the validation split.
-_VAL_NAMES = ("val", "valid", "validation", "test")
+from data_pipelines.sources.file_names import split_of
 
 
 def _open(options: PreparationOptions, scratch: Path, progress: Progress) -> OpenedDataset:
-    return open_class_folders(
-        _find_roots(options), options=options, scratch=scratch, progress=progress
-    )
+    roots, notes = _find_roots(options)
+    dataset = open_class_folders(roots, options=options, scratch=scratch, progress=progress)
+    return replace(dataset, notes=(*notes, *dataset.notes))
 
 
 def _describe(options: PreparationOptions, scratch: Path, progress: Progress) -> dict[str, str]:
-    return describe_class_folders(_find_roots(options), scratch=scratch, progress=progress)
+    return describe_class_folders(_find_roots(options)[0], scratch=scratch, progress=progress)
 
 
-def _find_roots(options: PreparationOptions) -> dict[str, Path]:
+def _find_roots(options: PreparationOptions) -> tuple[dict[str, Path], list[str]]:
+    """Finds the folder of class folders of each split, and says what else there is."""
     assert options.source is not None, "the recipe requires it"
-    train, val = options.source, None
-    if (options.source / _TRAIN).is_dir():
-        train = options.source / _TRAIN
-        beside = (options.source / name for name in _VAL_NAMES)
-        val = next((folder for folder in beside if folder.is_dir()), None)
-    _check_fraction(options, train=train, val=val)
-    return {"train": train} | ({"val": val} if val is not None else {})
+    folder = _unwrapped(options.source)
+    levels = _levels_in(folder)
+    named = _splits_among(folder, levels)
+    roots, notes = {"train": folder}, []
+    if named:
+        val = named.get("val") or named.get("test")
+        roots = {"train": folder / named["train"]} | ({"val": folder / val} if val else {})
+        left_out = sorted(set(levels) - {path.name for path in roots.values()})
+        if left_out:
+            notes.append(f"{folder}: left out, beside the splits: {a_few(left_out)}")
+    _check_fraction(options, train=roots["train"], val=roots.get("val"))
+    roots = {split: _unwrapped(root) for split, root in roots.items()}
+    for root in roots.values():
+        _check_classes(root)
+    return roots, notes
+
+
+def _levels_in(folder: Path) -> dict[str, Level]:
+    return {
+        name: level_of(folder / name, stops_at_image=split_of(name) is None)
+        for name in sorted(level_of(folder).folders)
+    }
+
+
+def _unwrapped(root: Path) -> Path:
+    """Goes through folders that hold nothing but one folder, which is no class then."""
+    folder = root
+    while True:
+        has_images, folders = level_of(folder)
+        if has_images or not folders:
+            return root
+        if len(folders) > 1 or any(map(split_of, folders)):
+            return folder
+        folder /= next(iter(folders))
+
+
+def _splits_among(folder: Path, levels: Mapping[str, Level]) -> dict[str, str]:
+    """Returns the names of the folders that are splits; none where all are classes.
+
+    Images may well be of trains or of tests: a folder of such a name is a split when it is of
+    folders, or when there are others of that kind and no classes.
+    """
+    by_split: dict[str, list[str]] = {}
+    for name in levels:
+        by_split.setdefault(split_of(name) or "", []).append(name)
+    others = by_split.pop("", [])
+    is_alone = len(by_split) == 1
+    of_folders = [
+        name
+        for names in by_split.values()
+        for name in names
+        if levels[name].folders and not (levels[name].has_images and is_alone and others)
+    ]
+    if not by_split or (not of_folders and is_alone and others):
+        return {}
+    for split, names in by_split.items():
+        if len(names) > 1:
+            raise UserError(
+                f"{folder}: {a_few(names)} are all called after the split {split}; move all but "
+                "one away, or rename what are classes"
+            )
+    splits = {split: names[0] for split, names in by_split.items()}
+    classes = [name for name in others if levels[name] != Level(False, frozenset())]
+    if "train" not in splits:
+        raise UserError(
+            f"{folder}: {a_few(splits.values())}: called after a split, but none is called after "
+            "train; rename the folder to train on to train, or a class to something else"
+        )
+    if is_alone and classes:
+        raise UserError(
+            f"{folder}: {splits['train']} is called after a split, and {a_few(classes)} beside it "
+            "is not; rename what to validate on to val, or move classes and splits apart"
+        )
+    return splits
+
+
+def _check_classes(root: Path) -> None:
+    """Refuses class folders that are rather splits, folds or sources of the same classes."""
+    levels = _levels_in(root)
+    without_images = [name for name, level in levels.items() if not level.has_images]
+    for one, other in combinations(without_images, 2):
+        shared = levels[one].folders & levels[other].folders
+        if len(shared) > 1:
+            raise UserError(
+                f"{root}: {one} and {other} hold no images themselves but folders of the same "
+                f"names ({a_few(sorted(shared))}), as splits do and classes do not: rename the "
+                "folder to train on to train and the one to validate on to val, give one of them "
+                "as the source, or move a class's images into the folder of the class"
+            )
 
 
 def open_class_folders(
@@ -133,7 +222,7 @@ def _splits(
 def _check_fraction(options: PreparationOptions, *, train: Path, val: Path | None) -> None:
     if val is not None and options.val_fraction is not None:
         raise UserError(
-            f"val-fraction: without effect, {val} is the validation split; leave it out"
+            f"val-fraction: without effect, {val} is the validation split of {train}; leave it out"
         )
     if val is None and options.val_fraction is None:
         raise UserError(

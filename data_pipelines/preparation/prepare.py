@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.index import SampleIndex
 from data_pipelines.order.mixing import checked_seed
 from data_pipelines.preparation.datasets import DATASETS
@@ -34,6 +34,7 @@ class PreparedDataset:
         splits: The folder of each split, for `SampleIndex.open`.
         num_samples: How many samples each split has.
         class_counts: How many samples of each class each split has.
+        class_names: What the classes are called, by number; None where the labels are the numbers.
         notes: What was left out, cut, or is not as published.
         already_there: It was made before; nothing was written.
     """
@@ -43,6 +44,7 @@ class PreparedDataset:
     splits: dict[str, Path]
     num_samples: dict[str, int]
     class_counts: dict[str, tuple[int, ...]]
+    class_names: tuple[str, ...] | None
     notes: tuple[str, ...]
     already_there: bool
 
@@ -205,7 +207,7 @@ def _found(
     ]
     if changed:
         raise UserError(
-            f"{directory}: holds the data set {record.name!r} made with {', '.join(changed)}; "
+            f"{directory}: holds the data set {record.name!r} made with {a_few(changed)}; "
             f"{NEVER_OVERWRITTEN}"
         )
     _check_same_input(recipe, directory, record, options, progress=progress)
@@ -232,7 +234,7 @@ def _check_same_input(
         if changed:
             raise UserError(
                 f"{directory}: holds the data set {record.name!r} made from another input: "
-                f"{options.source} differs in {', '.join(changed)}; {NEVER_OVERWRITTEN}"
+                f"{options.source} differs in {a_few(changed)}; {NEVER_OVERWRITTEN}"
             )
     if record.tokenizer is not None and options.tokenizer is not None:
         tokenizer = load_tokenizer(options.tokenizer, max_length=record.tokenizer.max_length)
@@ -258,6 +260,7 @@ def _described(directory: Path, record: DatasetRecord, *, already_there: bool) -
         splits={split: index.directory for split, index in indexes.items()},
         num_samples={split: index.num_samples for split, index in indexes.items()},
         class_counts={split: index.meta.class_counts for split, index in indexes.items()},
+        class_names=record.class_names,
         notes=record.notes,
         already_there=already_there,
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.errors import UserError
+from data_pipelines.sources.file_names import is_no_member
 from data_pipelines.tar_headers import tar_headers
 
 _BLOCK = tarfile.BLOCKSIZE
@@ -13,6 +14,8 @@ _PIECE_BYTES = 1 << 20
 
 def walk_tar(path: Path, *, start: int = 0, stop: int | None = None) -> Iterator[tarfile.TarInfo]:
     """Yields the regular files of a tar, or of a tar that lies inside it; reads headers only.
+
+    Hidden files, such as the `._NAME` of a Mac, are left out.
 
     Args:
         path: The outer tar.
@@ -36,7 +39,8 @@ def walk_tar(path: Path, *, start: int = 0, stop: int | None = None) -> Iterator
             end += -(-member.size // _BLOCK) * _BLOCK
             if end > stop:
                 break
-            yield member
+            if not is_no_member(member.name):
+                yield member
         if end + 2 * _BLOCK > stop:
             raise UserError(f"{path}: cut short: the mark for the end of a tar is missing at {end}")
         # `tarfile` takes a damaged header for the end of the archive and says nothing.

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from data_pipelines.errors import a_few
 from data_pipelines.preparation.options import DEFAULT_MAX_LENGTH
 from data_pipelines.preparation.recipe import (
     OpenedDataset,
@@ -146,9 +147,8 @@ def _tokenised(
         )
     if counts["skipped"]:
         notes.append(
-            f"{name}: left out {len(counts['skipped'])} broken rows, which end in the lines "
-            f"{', '.join(map(str, counts['skipped'][:20]))}"
-            f"{'' if len(counts['skipped']) <= 20 else ', …'}"
+            f"{name}: left out {len(counts['skipped'])} broken rows, in the lines "
+            f"{a_few(counts['skipped'], most=20)}"
         )
     return texts, notes
 

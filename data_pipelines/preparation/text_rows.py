@@ -3,17 +3,18 @@
 import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 
 # The `csv` module's own limit of 128 Ki is less than a long document.
 _MOST_CHARACTERS = 16 << 20
 
 
 class TextRow(NamedTuple):
-    """One or two texts, the label without spaces around it, and the line it ends in."""
+    """One or two texts, the label without spaces around it, and the line it begins in."""
 
     texts: tuple[str, ...]
     label: str
@@ -55,8 +56,8 @@ class TextFile:
         try:
             # For the whole process; only ever raised, so that nobody else finds it too small.
             csv.field_size_limit(max(csv.field_size_limit(), _MOST_CHARACTERS))
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                lines = _numbered_rows(file, is_tsv=self._is_tsv)
+            with self._opened() as file:
+                lines = self._numbered_rows(file)
                 texts, label, num_fields = self._places(lines)
                 for line, fields in _without_blank_end(lines):
                     if len(fields) == num_fields:
@@ -72,8 +73,8 @@ class TextFile:
                             skipped.append(line)
                     else:
                         raise self._wrong_row(line, fields, num_fields)
-        except (csv.Error, UnicodeDecodeError, OSError) as error:
-            raise UserError(f"{self.path}: cannot be read: {error}") from error
+        except (UnicodeDecodeError, OSError) as error:
+            raise self._unreadable(error) from error
 
     def first_row(self) -> list[str]:
         """Returns the fields of the first line, none if the file is empty.
@@ -82,10 +83,10 @@ class TextFile:
             UserError: The file cannot be read.
         """
         try:
-            with self.path.open(encoding="utf-8-sig", newline="") as file:
-                return next(_numbered_rows(file, is_tsv=self._is_tsv), (0, []))[1]
-        except (csv.Error, UnicodeDecodeError, OSError) as error:
-            raise UserError(f"{self.path}: cannot be read: {error}") from error
+            with self._opened() as file:
+                return next(self._numbered_rows(file), (0, []))[1]
+        except (UnicodeDecodeError, OSError) as error:
+            raise self._unreadable(error) from error
 
     def last_column(self) -> str | int:
         """Returns the name of the last column, or its place when there is no header."""
@@ -94,6 +95,51 @@ class TextFile:
     @property
     def _is_tsv(self) -> bool:
         return self.path.suffix.lower() != ".csv"
+
+    def _opened(self, *, errors: str = "strict") -> TextIO:
+        return self.path.open(encoding="utf-8-sig", errors=errors, newline="")
+
+    def _numbered_rows(self, file: TextIO) -> Iterator[tuple[int, list[str]]]:
+        """Yields the rows, each with the number of the line it begins in."""
+        reader = (
+            csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            if self._is_tsv
+            else csv.reader(file, strict=True)
+        )
+        line = 1
+        try:
+            for fields in reader:
+                yield line, fields
+                line = reader.line_num + 1
+        except csv.Error as error:
+            raise self._no_csv(line, reader.line_num, error) from error
+
+    def _no_csv(self, first: int, last: int, error: csv.Error) -> UserError:
+        """What is wrong with the row between two lines."""
+        if self._is_tsv or first == last:
+            return UserError(f"{self.path}: line {first}: cannot be read: {error}")
+        opened, is_open = first, False
+        with self._opened() as file:
+            # The quote that the reader stumbles over in the last line may be one that closes.
+            for number, line in enumerate(islice(file, last - 1), start=1):
+                for _ in range(line.replace('""', "").count('"') if number >= first else 0):
+                    is_open = not is_open
+                    opened = number if is_open else opened
+        return UserError(
+            f"{self.path}: line {opened}: a quote that is opened here is not closed, or closed "
+            f"within a field, before line {last} ({error}); a quote inside of quotes is written "
+            "twice"
+        )
+
+    def _unreadable(self, error: UnicodeDecodeError | OSError) -> UserError:
+        if isinstance(error, OSError):
+            return UserError(f"{self.path}: cannot be read: {error}")
+        with self._opened(errors="surrogateescape") as file:
+            for number, line in enumerate(file, start=1):
+                content = line.encode("utf-8", "surrogateescape")
+                if (wrong := no_utf8(content, where=f"{self.path}: line {number}")) is not None:
+                    return wrong
+        return UserError(f"{self.path}: is changed while it is read; start again")
 
     def _wrong_row(self, line: int, fields: list[str], num_fields: int) -> UserError:
         kind = "TSV without quotes (save one with quotes as .csv)" if self._is_tsv else "CSV"
@@ -114,7 +160,7 @@ class TextFile:
         _, header = next(rows, (0, []))
         if self.header is not None and tuple(header) != self.header:
             raise UserError(
-                f"{self.path}: the first line is {', '.join(header)[:200]!r}, but this file begins "
+                f"{self.path}: the first line is {a_few(header)[:200]!r}, but this file begins "
                 f"with the columns {', '.join(self.header)}"
             )
         columns = [str(name) for name in (*self.text_columns, self.label_column)]
@@ -122,7 +168,7 @@ class TextFile:
             if header.count(name) != 1:
                 raise UserError(
                     f"{self.path}: {header.count(name)} columns are called {name!r}; there is: "
-                    f"{', '.join(header)[:200]}"
+                    f"{a_few(header, most=10)[:200]}"
                 )
         *texts, label = map(header.index, columns)
         return tuple(texts), label, len(header)
@@ -135,14 +181,17 @@ def ends_with_line_break(path: Path) -> bool:
         return file.read() in (b"\n", b"\r")
 
 
-def _numbered_rows(file: TextIO, *, is_tsv: bool) -> Iterator[tuple[int, list[str]]]:
-    """Yields the rows, each with the number of the line it ends in."""
-    reader = (
-        csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        if is_tsv
-        else csv.reader(file, strict=True)
-    )
-    return ((reader.line_num, fields) for fields in reader)
+def no_utf8(line: bytes, *, where: str) -> UserError | None:
+    """Returns what to say of a line that is no UTF-8 text, with the encoding it may be in."""
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        encoding = "UTF-16" if line[:2] in (b"\xff\xfe", b"\xfe\xff") else "Windows-1252"
+        around = line[max(0, error.start - 20) : error.start + 20]
+        if encoding != "UTF-16":
+            encoding += f", which reads {around.decode('cp1252', 'replace').strip()!r}"
+        return UserError(f"{where}: no UTF-8 text; it may be {encoding}: save the file as UTF-8")
+    return None
 
 
 def _without_blank_end(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_pipelines.durable_files import sha256_of_file
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.preparation.array_images import encode_npy, mapped_array
 from data_pipelines.preparation.options import tokenizer_name
 from data_pipelines.preparation.recipe import EncodedSample
@@ -180,7 +180,7 @@ def tokenise(
                 if row.label not in classes:
                     raise UserError(
                         f"{file_name}: line {row.line}: label {row.label!r} is none of "
-                        f"{', '.join(list(classes)[:20])}"
+                        f"{a_few(classes)}"
                     )
             encoded, cut = _encode([row.texts for row in batch], tokenizer)
             num_cut += cut

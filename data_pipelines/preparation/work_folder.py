@@ -10,7 +10,7 @@ from pathlib import Path
 import filelock
 
 from data_pipelines.durable_files import flush, rename_to_new, replace_file
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from data_pipelines.preparation.staging import is_staged
 
 _PLAN_FILE = "plan.json"
@@ -101,7 +101,7 @@ class WorkFolder:
         changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
         if changed:
             raise UserError(
-                f"{self.root}: unfinished work with another {', '.join(changed)}; use what it "
+                f"{self.root}: unfinished work with another {a_few(changed)}; use what it "
                 "was begun with, or begin anew with --restart"
             )
 

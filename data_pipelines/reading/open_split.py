@@ -27,7 +27,7 @@ class Split:
 def open_split(location: str | Path, *, options: SourceOptions | None = None) -> Split:
     """Opens the index of a split and gives what reads its shards; both go to a `ShardReader`.
 
-    Of a remote split the index is fetched, and kept in the `cache_dir`. Its shards are looked at
+    Of a remote split the index is fetched, and kept in the `cache_dir`. Remote shards are looked at
     when they are first read: one that is missing or has another size than it was indexed with is
     an error then.
 
@@ -42,7 +42,7 @@ def open_split(location: str | Path, *, options: SourceOptions | None = None) ->
     options = options or SourceOptions()
     if not is_remote(location):
         index = SampleIndex.open(local_path(location))
-        return Split(index, open_source(index.directory, options=options))
+        return Split(index, open_source(index.shards_in, options=options))
     text = os.fspath(location)
     source = open_source(text, options=options)
     if options.cache_dir is None:

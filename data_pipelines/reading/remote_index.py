@@ -45,6 +45,11 @@ def fetch_index(source: ShardSource, *, cache_dir: Path) -> SampleIndex:
         _fetch(source, META_FILE, into=fetched, most_bytes=MOST_META_BYTES)
         with _called(fetched, where):
             meta = IndexMeta.read(fetched)
+    if meta.shards_in is not None:
+        raise UserError(
+            f"{where}: its shards are elsewhere, which only an index on this machine may say; copy "
+            "the folder of the index here, and give that"
+        )
     for shard in meta.shards:
         checked_file_name(shard.name, found_in=where)
     fingerprint = checked_sha256(meta.fingerprint, found_in=where)

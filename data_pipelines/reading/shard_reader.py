@@ -13,7 +13,7 @@ from data_pipelines.index.format import INDEX_FOLDER, META_FILE, offset_field, s
 from data_pipelines.reading.bad_samples import BadDataPolicy, BadSample, BadSamples
 from data_pipelines.reading.runs import plan_runs
 from data_pipelines.reading.stand_ins import stand_ins
-from data_pipelines.sources import ByteRange, LocalFolder, ShardSource, StoredFile
+from data_pipelines.sources import ByteRange, ShardSource, StoredFile, open_source
 from data_pipelines.sources.file_names import checked_file_name
 
 
@@ -41,14 +41,14 @@ class ShardReader:
 
         Args:
             index: The split to read.
-            source: Reads the bytes of its shards; by default from the folder of the index.
+            source: Reads the bytes of its shards; by default from where the index says they are.
             on_error: What happens when a sample is damaged; by default an error.
 
         Raises:
             UserError: A shard's name leads out of the folder, or the policy allows no damage.
         """
         self._index = index
-        self._source = LocalFolder(index.directory) if source is None else source
+        self._source = open_source(index.shards_in) if source is None else source
         self._policy = BadDataPolicy() if on_error is None else on_error
         self._files = _stored_files(index)
         self.bad_samples = BadSamples(self._policy, num_samples=index.num_samples)

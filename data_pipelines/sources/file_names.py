@@ -1,10 +1,18 @@
-"""Names of files that an index or a location gives, before they are used in a path."""
+"""What names of files and folders say: whether they stay inside, are data, or name a split."""
 
 import re
 
 from data_pipelines.errors import UserError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SPLITS = {
+    "train": ("train", "training", "trn"),
+    "val": ("val", "valid", "validation", "validate", "dev", "eval", "evaluation"),
+    "test": ("test", "testing", "tst"),
+}
+_BESIDE_THE_SPLIT = re.compile(r"(set|split|data|images?|imgs?|folder)$")
+# macOS puts it into archives, with a `._NAME` for each file.
+_OF_A_MAC = "__MACOSX"
 
 
 def checked_file_name(name: str, *, found_in: str, kind: str = "shard") -> str:
@@ -36,3 +44,24 @@ def checked_sha256(digest: str, *, found_in: str) -> str:
     if not _SHA256.fullmatch(digest):
         raise UserError(f"{found_in}: {digest!r} is no SHA-256 in lower-case hexadecimal")
     return digest
+
+
+def is_no_data(name: str) -> bool:
+    """Whether a file or folder is one that systems and editors leave behind: hidden, or a Mac's."""
+    return name.startswith(".") or name == _OF_A_MAC
+
+
+def is_no_member(path: str) -> bool:
+    """Whether a file in an archive is no data: hidden itself, or below a folder of a Mac."""
+    *folders, name = path.split("/")
+    return is_no_data(name) or _OF_A_MAC in folders
+
+
+def split_of(name: str) -> str | None:
+    """Returns which split a folder or file is called after: `train`, `val` or `test`, if any.
+
+    Case, digits and signs say nothing, nor does what people add: `Train_2017`, `VALIDATION-set`.
+    """
+    letters = "".join(filter(str.isalpha, name.casefold()))
+    words = {letters, _BESIDE_THE_SPLIT.sub("", letters)}
+    return next((split for split, names in _SPLITS.items() if words & set(names)), None)

@@ -89,6 +89,19 @@ class FsspecFolder:
         if num_bytes is not None and position != num_bytes:
             raise UserError(f"{self.where(name)}: ended after {position} of {num_bytes} bytes")
 
+    def names(self, pattern: str) -> list[str]:
+        """Returns the names of the files that a pattern with `*` fits, sorted.
+
+        Raises:
+            UserError: The place cannot be reached.
+        """
+        opened = self._file_system()
+        try:
+            found = opened.file_system.glob(opened.path(pattern))
+        except Exception as error:
+            raise self._failure(pattern, error) from error
+        return sorted(path.rpartition("/")[2] for path in found)
+
     def report_damage(self, file: StoredFile) -> bool:
         """Says that another answer may be right: bytes are also damaged on their way."""
         return True

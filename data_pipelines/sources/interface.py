@@ -1,7 +1,7 @@
 """What every place that holds shards can do."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from data_pipelines.errors import UserError
 
@@ -81,4 +81,17 @@ class ShardSource(Protocol):
 
     def close(self) -> None:
         """Closes files and connections; reading opens them again."""
+        ...
+
+
+@runtime_checkable
+class ListedFolder(Protocol):
+    """What places can do, besides, that know which files they have."""
+
+    def names(self, pattern: str) -> list[str]:
+        """Returns the names of the files that a pattern with `*` fits, sorted.
+
+        Raises:
+            UserError: The place cannot be reached.
+        """
         ...

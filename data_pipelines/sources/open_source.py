@@ -22,9 +22,14 @@ _SHARD_FOLDER = "shards"
 def is_remote(location: str | Path) -> bool:
     """Whether a location is something else than a path of a mounted file system."""
     text = os.fspath(location)
-    return text.startswith(PREFIX) or (
+    return is_command(text) or (
         _PROTOCOL.match(text) is not None and not text.startswith("file://")
     )
+
+
+def is_command(location: str | Path) -> bool:
+    """Whether a location is a command of the shell."""
+    return os.fspath(location).startswith(PREFIX)
 
 
 def local_path(location: str | Path) -> Path:
@@ -66,7 +71,7 @@ def open_source(location: str | Path, *, options: SourceOptions | None = None) -
             "cache_limit", *(["cache_dir"] * bool(options.cache_limit)), location=shown
         )
         source = LocalFolder(local_path(location))
-    elif text.startswith(PREFIX):
+    elif is_command(text):
         source = _command_pipe(text, options)
     elif text.startswith(("http://", "https://")):
         from data_pipelines.sources.http_folder import HttpFolder

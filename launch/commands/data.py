@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_pipelines.errors import a_few
 from launch.arguments import count
 from launch.exit_codes import SUCCESS, USER_ERROR
 
@@ -35,7 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "shards",
         metavar="PATTERN",
         nargs="+",
-        help="shards of one split, in one folder, as DIR/train-{000000..000003}.tar or 'DIR/*.tar'",
+        help="shards of one split, in one folder, as DIR/train-{000000..000003}.tar or "
+        "'DIR/*.tar'; DIR may be a URL",
+    )
+    index.add_argument(
+        "--out",
+        metavar="DIR",
+        help="folder for the index (that of the shards); needed for remote and read-only ones",
     )
     index.add_argument(
         "--classes",
@@ -183,10 +190,16 @@ def _prepare(arguments: argparse.Namespace) -> int:
 
 
 def _classes(prepared: PreparedDataset) -> Iterator[str]:
+    from data_pipelines.preparation.record import printable
+
     for split, counts in prepared.class_counts.items():
         fewest, most = min(counts), max(counts)
         of_each = f"{fewest}" if fewest == most else f"{fewest} to {most}"
         yield f"{split}: {len(counts)} classes of {of_each} samples"
+    names = [printable(name) for name in prepared.class_names or ()]
+    if names != list(map(str, range(len(names)))):
+        numbered = (f"{number} {name}" for number, name in enumerate(names))
+        yield f"class numbers: {a_few(numbered, most=12)}"
 
 
 def _index(arguments: argparse.Namespace) -> int:
@@ -195,6 +208,7 @@ def _index(arguments: argparse.Namespace) -> int:
     with _progress() as progress:
         index = build_index(
             arguments.shards,
+            out=arguments.out,
             num_processes=arguments.workers,
             num_classes=arguments.classes,
             ignored_columns=arguments.ignore,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import nn
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -34,7 +34,7 @@ def find_blocks(model: nn.Module, *, names: Sequence[str] | None = None) -> list
             raise UserError(
                 f"sharding.blocks: no layer of class {missing[0]} in the model that lies "
                 f"outside the other blocks and shares no parameter with the rest; its classes: "
-                f"{', '.join(classes)}"
+                f"{a_few(classes, most=12)}"
             )
         return found
     if hint and (found := _of_classes(model, set(hint))):

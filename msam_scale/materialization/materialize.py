@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data_pipelines.errors import UserError
+from data_pipelines.errors import UserError, a_few
 from msam_scale.layers import stateless_random
 from msam_scale.materialization.deferred import deferred_tensors, unguard
 from msam_scale.materialization.recipes import Recipe, drop_unused_recipes, replay
@@ -42,8 +42,8 @@ def check_can_materialize(model: nn.Module) -> None:
             uncovered.append(name or type(module).__name__)
     if uncovered:
         raise UserError(
-            f"the model is on the meta device, and {', '.join(uncovered)} "
-            f"({len(uncovered)} in all) cannot make values of their own: no reset_parameters(); "
+            f"the model is on the meta device, and {a_few(uncovered)} cannot make values of their "
+            "own: no reset_parameters(); "
             f"{_WAY_OUT}"
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from data_pipelines.errors import a_few
 from msam_scale.supervision.heartbeats import Heartbeats
 from msam_scale.supervision.own_frames import place_of_failure
 
@@ -52,4 +53,4 @@ def _missing(heartbeats: Heartbeats | None) -> str:
     _, silent = found
     if not silent:
         return "which one is not known"
-    return f"rank{'s' if len(silent) > 1 else ''} {', '.join(map(str, silent))}"
+    return f"rank{'s' if len(silent) > 1 else ''} {a_few(silent, most=16)}"

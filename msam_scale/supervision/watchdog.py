@@ -7,6 +7,7 @@ import os
 import threading
 import time
 
+from data_pipelines.errors import a_few
 from msam_scale.supervision.heartbeats import Heartbeats
 from msam_scale.supervision.own_frames import place_of_main_thread
 
@@ -102,4 +103,4 @@ class Watchdog:
             elif rank in silent or beat.is_behind(step, phase):
                 state = ", no longer heard of" if rank in silent else ""
                 parts.append(f"rank {rank} ({beat.phase} of step {beat.step}{state})")
-        return f"; ranks that have not come as far: {', '.join(parts) or 'none'}"
+        return f"; ranks that have not come as far: {a_few(parts, most=16) or 'none'}"

@@ -8,7 +8,7 @@ from typing import Protocol
 from msam_scale.engine import Engine
 from msam_scale.flatness.during_training import training_sharpness
 from msam_scale.supervision import Supervision
-from msam_scale.training.evaluation import Evaluation, evaluate
+from msam_scale.training.evaluation import Evaluation, Evaluator
 from msam_scale.training.prepare import PreparedRun
 
 _EVALUATION, _SHARPNESS = "evaluation", "sharpness"
@@ -50,6 +50,8 @@ class Measurements:
         self.evaluation: Evaluation | None = None
         self.averaged_evaluation: Evaluation | None = None
         self._engine, self._prepared = engine, prepared
+        val = prepared.data.val
+        self._evaluator = None if val is None else Evaluator(engine, prepared.data)
         self._supervision, self._report = supervision, report
         self._evaluated_step: int | None = None
         config = prepared.config
@@ -60,7 +62,7 @@ class Measurements:
         """Sees what is due after a step."""
         self.due = []
         is_last = step == self._prepared.num_steps
-        if self._prepared.data.val is not None and (step % self._eval_every == 0 or is_last):
+        if self._evaluator is not None and (step % self._eval_every == 0 or is_last):
             self.due.append(_EVALUATION)
         if self._sharpness_every and step % self._sharpness_every == 0:
             self.due.append(_SHARPNESS)
@@ -82,16 +84,21 @@ class Measurements:
     def evaluate_last(self) -> None:
         """Evaluates the final weights, unless that is done; an earlier start has reported it."""
         is_done = self._evaluated_step == self._engine.num_steps_done
-        if self._prepared.data.val is not None and not is_done:
+        if self._evaluator is not None and not is_done:
             self._evaluate()
 
+    def close(self) -> None:
+        """Ends the loader processes of the validation data."""
+        if self._evaluator is not None:
+            self._evaluator.close()
+
     def _evaluate(self) -> None:
+        assert self._evaluator is not None, "only a run with validation data has some due"
         goes_on = self._goes_on_with(_EVALUATION)
-        data = self._prepared.data
-        self.evaluation = evaluate(self._engine, data, before_each_batch=goes_on)
+        self.evaluation = self._evaluator.evaluate(before_each_batch=goes_on)
         if self._engine.average is not None:
             with self._engine.averaged_weights():
-                self.averaged_evaluation = evaluate(self._engine, data, before_each_batch=goes_on)
+                self.averaged_evaluation = self._evaluator.evaluate(before_each_batch=goes_on)
         self._evaluated_step = self._engine.num_steps_done
 
     def _report_evaluation(self) -> None:

@@ -159,6 +159,7 @@ class _Run:
     def close(self) -> None:
         """Finishes what is being written, and leaves the run's folder to others."""
         self._saver.settle()
+        self._measurements.close()
         self._engine.close()
         self._monitor.close()
         if self._lock is not None:

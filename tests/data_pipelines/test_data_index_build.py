@@ -131,11 +131,46 @@ def tar_of(shard: Path, members: Members, *others: tarfile.TarInfo) -> Path:
     return shard
 
 
-def test_folders_are_no_samples(tmp_path: Path) -> None:
+def test_folders_hidden_files_and_those_of_a_mac_are_no_samples(tmp_path: Path) -> None:
     folder = tarfile.TarInfo("folder.d")
     folder.type = tarfile.DIRTYPE
-    members = [("a.png", IMAGE), ("a.cls", b"1")]
-    assert build_index([tar_of(tmp_path / "made.tar", members, folder)]).num_samples == 1
+    members = [
+        member
+        for name in ("a", "x/a", "./x/y/.z/a")
+        for member in (
+            (f"{Path(name).parent}/._a.png", b"\0\5\x16\7"),
+            (f"{name}.png", IMAGE),
+            (f"__MACOSX/{Path(name).parent}/._a.png", b"\0\5\x16\7"),
+            (f"sub/__MACOSX/{name}.txt", b""),
+            (f"{Path(name).parent}/.DS_Store", b""),
+            (f"{name}.cls", b"1"),
+        )
+    ]
+    index = build_index([tar_of(tmp_path / "made.tar", members, folder)])
+    assert [index.key(number) for number in range(3)] == ["a", "x/a", "./x/y/.z/a"]
+
+
+def test_names_with_dots_are_explained_in_a_line(tmp_path: Path) -> None:
+    def dotted(*names: str) -> Members:
+        files = (("png", IMAGE), ("cls", b"1"))
+        return [(f"{name}.{ending}", content) for name in names for ending, content in files]
+
+    why = (
+        r"; a sample's name ends at its first dot, so `.*` is .*: write other dots in names as `_`"
+    )
+    one_key = [f"22.{number:05d}" for number in range(300)]
+    for names, message in (
+        (one_key, r"sample '22': a sample has one .*, … \(600 in all\)"),
+        (
+            ["22.0", "23.1"],
+            r"sample '23' has the columns 1.cls, 1.png, the ones before it 0.cls, 0",
+        ),
+    ):
+        with pytest.raises(UserError, match=f"made.tar: {message}.*{why}$") as caught:
+            build_index([tar_of(tmp_path / "made.tar", dotted(*names))])
+        assert len(str(caught.value)) < 800
+    with pytest.raises(UserError, match=r"columns \.txt cannot be decoded.*npy, .*cls$"):
+        build_index([tar_of(tmp_path / "made.tar", [("a.txt", b""), ("a.cls", b"1")])])
 
 
 @pytest.mark.parametrize(

@@ -235,9 +235,11 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "whole: 60 train, 20 val samples" in capsys.readouterr().out
     before = (out / "train/index/samples.npy").read_bytes()
     shutil.rmtree(out / "train/index")
-    assert main(["data", "index", str(out / "train/train-{000000..000000}.tar")]) == 0
-    assert "60 samples, 10 classes" in capsys.readouterr().out
-    assert (out / "train/index/samples.npy").read_bytes() == before
+    shards, elsewhere = str(out / "train/train-{000000..000000}.tar"), tmp_path / "elsewhere"
+    for folder, more in ((out / "train", []), (elsewhere, ["--out", str(elsewhere)])):
+        assert main(["data", "index", shards, *more]) == 0
+        assert f"{folder}: 60 samples, 10 classes" in capsys.readouterr().out
+        assert (folder / "index/samples.npy").read_bytes() == before
     flip(out / "train/train-000000.tar", 800)
     assert main(["data", "check", str(out)]) == 2
     printed = capsys.readouterr()

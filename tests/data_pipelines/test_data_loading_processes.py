@@ -54,6 +54,21 @@ def test_a_killed_worker_is_named(tmp_path: Path) -> None:
     killing.join()
 
 
+def test_loaders_start_as_they_do_whatever_the_default_is(tmp_path: Path) -> None:
+    loader = endless_loader(make_photos(tmp_path / "photos", 16))
+    others = set(multiprocessing.active_children())
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        next(batches := iter(loader))
+        loaders = set(multiprocessing.active_children()) - others
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    kind = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn").Process
+    assert [isinstance(each, kind) for each in loaders] == [True, True]
+    batches.close()
+
+
 def _is_there(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE

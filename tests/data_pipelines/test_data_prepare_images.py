@@ -87,7 +87,8 @@ def test_cifar100_takes_the_fine_labels(tmp_path: Path, prepared: Prepare) -> No
 
 
 def test_imagenet_from_the_published_tars(tmp_path: Path, prepared: Prepare) -> None:
-    archives.write_imagenet(tmp_path / "in")
+    of_a_mac = {"._n01440764.tar": b"\0\5\x16\7", "__MACOSX/n01440764.tar": b"\0\5\x16\7"}
+    archives.write_imagenet(tmp_path / "in", train=of_a_mac | archives.imagenet_train_files())
     made = prepared("imagenet")
     order = sorted(archives.WORDNET_IDS.values())
     expected = []
@@ -131,6 +132,72 @@ def test_folders_with_splits(tmp_path: Path, prepared: Prepare) -> None:
     folders(tmp_path / "in/val", "a")
     imagenet = prepared("imagenet", out="imagenet")
     assert imagenet.class_counts == {"train": (3, 3, 3), "val": (2, 2, 2)}
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "left_out"),
+    [
+        ("Train", "Val", ()),
+        ("TRAIN", "TEST", ()),
+        ("training", "validation", ("test",)),
+        ("train_set", "Valid-2", ("__MACOSX", "notes")),
+        ("dataset/train", "dataset/dev", ()),
+        ("a/b/Train/images", "a/b/val/images", ("a/b/testing/images",)),
+        ("dataset/train", None, ()),
+        ("images", None, ()),
+        ("", None, ("__MACOSX",)),
+    ],
+)
+def test_splits_are_found_however_they_are_called(
+    tmp_path: Path, prepared: Prepare, train: str, val: str | None, left_out: tuple[str, ...]
+) -> None:
+    folders(tmp_path / "in" / train, "cat", "dog", per_class=4)
+    for name in (() if val is None else (val,)) + left_out:
+        folders(tmp_path / "in" / name, "cat", "dog", per_class=1)
+    made = prepared("image_folder", val_fraction=0.25 if val is None else None)
+    assert made.class_names == ("cat", "dog")
+    assert made.num_samples == ({"train": 8, "val": 2} if val else {"train": 6, "val": 2})
+    said = [name.removeprefix("a/b/").split("/")[0] for name in left_out if name != "__MACOSX"]
+    found = [note for note in made.notes if "left out, beside the splits" in note]
+    assert [note.partition("splits: ")[2] for note in found] == ([", ".join(said)] if said else [])
+    assert prepared("image_folder", val_fraction=None if val else 0.25).already_there
+
+
+@pytest.mark.parametrize(
+    ("trees", "message"),
+    [
+        (("fold1/a", "fold1/b", "fold2/a", "fold2/b"), r"in: fold1 and fold2 .* \(a, b\)"),
+        (("a/good", "a/bad", "b/good", "b/bad"), r"in: a and b hold no images .* rename the"),
+        (("train/x/a", "train/x/b", "train/y/a", "train/y/b"), r"in/train: x and y hold no images"),
+        (("a", "b", "Val/a", "Val/b"), r"in: Val: called after a split, but none .* after train"),
+        (("val/a", "test/a"), r"in: test, val: called after a split, but none .* after train"),
+        (("train/a", "Training/a", "val/a"), r"in: Training, train are all called after the split"),
+        (("train/a", "train/b", "holdout/a"), r"in: train is called after a split, and holdout be"),
+        (("Train", "Val"), r"in/Train: has no subfolders; each class needs one"),
+    ],
+)
+def test_folders_that_would_become_wrong_classes_are_refused(
+    tmp_path: Path, prepared: Prepare, trees: tuple[str, ...], message: str
+) -> None:
+    for tree in trees:
+        folders(tmp_path / "in" / Path(tree).parent, Path(tree).name, per_class=1)
+    with pytest.raises(UserError, match=message):
+        prepared("image_folder", val_fraction=0.5 if "val" not in str(trees).lower() else None)
+
+
+def test_classes_that_are_called_like_splits_or_have_folders(
+    tmp_path: Path, prepared: Prepare
+) -> None:
+    folders(tmp_path / "in", "train", "bus", "test-tube")
+    folders(tmp_path / "in/ship", "images")
+    folders(tmp_path / "in/tram", "images", "more")
+    made = prepared("image_folder", val_fraction=0)
+    assert made.class_names == ("bus", "ship", "test-tube", "train", "tram")
+    assert made.class_counts == {"train": (2, 2, 2, 2, 4)}
+    # Numbers are in the order of their values.
+    folders(tmp_path / "numbers", *map(str, range(12)), per_class=1)
+    numbered = prepared("image_folder", source="numbers", out="numbered", val_fraction=0)
+    assert numbered.class_names == tuple(map(str, range(12)))
 
 
 def test_folders_are_split_by_a_fraction(tmp_path: Path, prepared: Prepare) -> None:

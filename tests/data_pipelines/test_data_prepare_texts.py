@@ -16,7 +16,7 @@ from data_pipelines import PreparedDataset, SampleIndex, UserError, prepare
 from data_pipelines.durable_files import sha256_of_file
 from data_pipelines.inspection import bench_split, check_dataset
 from data_pipelines.preparation.record import DatasetRecord
-from data_pipelines.preparation.text_classes import class_numbers
+from data_pipelines.preparation.text_classes import class_names, class_numbers
 from data_pipelines.preparation.text_rows import TextFile
 
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # webdataset's open files
@@ -189,7 +189,7 @@ def test_broken_rows_of_qqp_are_left_out_and_said(
     archives.write_lines(tmp_path / "in/train.tsv", lines)
     made = prepared("qqp")
     assert stored(made, "train") == expected(texts, tokenizer)
-    assert "train.tsv: left out 2 broken rows, which end in the lines 5, 6" in made.notes
+    assert "train.tsv: left out 2 broken rows, in the lines 5, 6" in made.notes
 
 
 @pytest.mark.parametrize(("ending", "labels"), [("csv", ("0", "1")), ("tsv", ("yes", "no"))])
@@ -217,10 +217,15 @@ def test_table(
 
 
 def test_table_with_split_files(tmp_path: Path, prepared: Prepare, tokenizer: str) -> None:
-    for name, number in (("train.tsv", 12), ("dev.tsv", 5)):
+    columns = {"text_columns": ("sentence",), "label_column": "label"}
+    for name, number in (("Train.TSV", 12), ("VALIDATION.tsv", 5), ("test.tsv", 3), ("._x.tsv", 1)):
         write_sst2(tmp_path / "in" / name, singles(number, 0))
-    made = prepared("table", text_columns=("sentence",), label_column="label")
+    made = prepared("table", **columns)
     assert stored(made, "val") == expected(singles(5, 0), tokenizer)
+    assert made.notes == (f"{tmp_path / 'in'}: left out: test.tsv",)
+    write_sst2(tmp_path / "in/dev.tsv", singles(2, 0))
+    with pytest.raises(UserError, match=r"VALIDATION.tsv and dev.tsv are both called after the sp"):
+        prepared("table", out="new", **columns)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +235,10 @@ def test_table_with_split_files(tmp_path: Path, prepared: Prepare, tokenizer: st
         (b"sentence\tlabel\nthe cat\t1", r"train.tsv: cut short: ends within a line, and train"),
         (b"sentence\tlabel\nthe\tcat\t1\n", r"line 2: 3 fields instead of 2"),
         (b"sentence\tlabel\nthe cat\t2\n", r"line 2: label '2' is none of 0, 1"),
-        (b"sentence\tlabel\n\xff\t1\n", r"train.tsv: cannot be read: 'utf-8' codec"),
+        (
+            b"sentence\tlabel\n\xff\t1\n",
+            r"train.tsv: line 2: no UTF-8 text; it may be Windows-1252, which reads 'ÿ\\t1'",
+        ),
         (b"sentence\tlabel\n", r"train.tsv: holds no rows"),
         (b"text\tlabel\tmore\nthe cat\t1\t2\n", r"begins with the columns sentence, label"),
     ],
@@ -279,12 +287,12 @@ def test_other_files_are_no_film_reviews(tmp_path: Path, prepared: Prepare) -> N
     other = archives.tar_bytes({"something/else.txt": b"x"}, mode="w:gz")
     (folder / "other.tar.gz").write_bytes(other)
     (folder / "lines.txt").write_text("1\t2.5\ta text\n2\tgood\tanother\n")
-    (folder / "latin.txt").write_bytes("1\t2.5\tcafé\n".encode("latin-1"))
+    (folder / "latin.txt").write_bytes("1\t2.5\ta\n2\t2.5\tcafé\n".encode("latin-1"))
     for name, words in {
         "cut.tar.gz": "damaged or cut short",
         "other.tar.gz": "holds no hutto_ICWSM_2014.tar.gz",
         "lines.txt": "line 2 is not",
-        "latin.txt": "no UTF-8",
+        "latin.txt": "line 2: no UTF-8 text; it may be Windows-1252, which reads .*café'",
         "": "is a folder",
     }.items():
         with pytest.raises(UserError, match=words):
@@ -315,7 +323,20 @@ def test_labels_that_would_shift_the_classes_are_refused(tmp_path: Path) -> None
         # A few words among numbers, or numbers among words: named with the line of the rarer.
         (rows("0", "1", "0", "x", "1"), r"line 5: the label is 'x', but '0' in line 2 of"),
         (rows("a", "b", "7", "b"), r"line 4: the label is '7', but 'a' in line 2 of"),
-        (rows("100000"), r"line 2: 100000 is no class number: those are below 100000"),
+        (rows("100000"), r"line 2: 100000 is no class number: .* below 100000 \(seen: 100000\)"),
+        # GLUE's sign for none, what pandas makes of a missing label, and scores.
+        (rows("0", "1", "-1", "1"), r"line 4: -1 is no class number: .* \(seen: -1, 0, 1\)"),
+        (rows("-1", "1"), r"line 2: -1 is no class number"),
+        (rows("1.0", "nan", "0.0"), r"line 3: nan is no class number: .*seen: 0.0, 1.0, nan"),
+        (rows("a", "b", "NaN", "b"), r"line 4: the label is 'NaN', but 'a' in line 2 of"),
+        (rows("a", "b", "-1", "b"), r"line 4: the label is '-1', but 'a' in line 2 of"),
+        (rows("0", "1e9", "0"), r"line 3: 1e9 is no class number"),
+        (rows(*["0.1", "0.25", "4.5"]), r"3 different numbers with fractions in 3 rows \(seen: 0"),
+        (rows(*[f"{n / 8}" for n in range(21)] * 9), r"21 different numbers .* scores and no cl"),
+        *(
+            (rows(*labels), rf"column 'label': every row has a label .* \({labels[0]}, .*48 in all")
+            for labels in ([f"{n}" for n in range(48)], [f"text {n}" for n in range(48)])
+        ),
     ):
         with pytest.raises(UserError, match=rf"some.tsv: {message}"):
             class_numbers([table(tmp_path / "some.tsv", content)])
@@ -325,13 +346,22 @@ def test_labels_that_can_be_believed(tmp_path: Path) -> None:
     for content, classes in (
         (rows("0 ", " 1", "0"), {"0": 0, "1": 1}),
         (rows("b", "a ", "a"), {"a": 0, "b": 1}),
-        (rows("-1", "1"), {"-1": 0, "1": 1}),
+        (rows(*(f"{n}.0" for n in range(12))), {f"{n}.0": n for n in range(12)}),
+        (rows("2.", "+1", "1.0", "0"), {"0": 0, "+1": 1, "1.0": 1, "2.": 2}),
+        (rows(*["10.5", "9.5", "9.50"] * 2), {"9.5": 0, "9.50": 0, "10.5": 1}),
         # The last label cannot be a part of another one, or is no column that is read.
         (rows("0", "1") + "w\t1", {"0": 0, "1": 1}),
         (rows("0", "1") + "w\t1\r", {"0": 0, "1": 1}),
         ("label\ttext\tid\n0\ta dog\t1\n1\ta cat\t12", {"0": 0, "1": 1}),
     ):
-        assert class_numbers([table(tmp_path / "some.tsv", content)]) == classes
+        found = class_numbers([table(tmp_path / "some.tsv", content)])
+        assert found == classes
+        names = class_names(found)
+        are_digits = all(label.isdigit() for label in classes)
+        assert (names is None) == are_digits
+        assert are_digits or {name: number for number, name in enumerate(names)}.items() <= (
+            classes.items()
+        )
 
 
 @pytest.mark.parametrize(("ending", "label_names"), [("csv", ("0", "1")), ("tsv", ("no", "yes"))])
@@ -379,6 +409,35 @@ def test_blank_lines_long_fields_and_quotes(tmp_path: Path) -> None:
     file = table(tmp_path / "some.tsv", 'text\tlabel\n"a\tdog"\t0\n')
     with pytest.raises(UserError, match=r"line 2: 3 fields .* \(save one with quotes as .csv\)"):
         list(file.rows())
+
+
+def test_a_fault_of_a_csv_names_its_line(tmp_path: Path) -> None:
+    whole = "".join(f"text {n},{n % 2}\n" for n in range(3000)).encode()
+    path = tmp_path / "some.csv"
+    file = TextFile(path, text_columns=("text",), label_column="label")
+    for tail, message in (
+        (
+            "café,1\n".encode("latin-1"),
+            r"line 3002: no UTF-8 text; it may be Windows-1252, which reads 'café,",
+        ),
+        (
+            b'"never closed,1\n' + whole,
+            r"line 3002: a quote that is opened here .* before line 6002",
+        ),
+        (b'"never closed,1\n' + whole + b'a "b",0\n', r"line 3002: a quote .* before line 6003"),
+        # Of a row whose first field is quoted, whole, and has two lines with quotes.
+        (b'"two\nlin""es","never,1\n' + whole, r"line 3003: a quote that is opened here"),
+        (b'"a" b,1\n', r"line 3002: cannot be read: ',' expected after '\"'"),
+        (b"a,b,1\n", r"line 3002: 3 fields instead of 2"),
+        (b'"a\nb",c,1\n', r"line 3002: 3 fields instead of 2"),
+    ):
+        path.write_bytes(b"text,label\n" + whole + tail)
+        with pytest.raises(UserError, match=rf"some.csv: {message}"):
+            list(file.rows())
+    path.write_text("text,label\na,1\n", encoding="utf-16")
+    for read in (file.first_row, lambda: list(file.rows())):
+        with pytest.raises(UserError, match=r"some.csv: line 1: no UTF-8 text; it may be UTF-16:"):
+            read()
 
 
 def test_what_a_table_lacks_is_named(tmp_path: Path, prepared: Prepare) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ import pytest
 from shards import read_all, read_numbers
 
 from data_pipelines import SampleIndex, ShardReader, UserError
+from data_pipelines.index import build_index
+from data_pipelines.inspection import check_dataset
 from data_pipelines.reading import Split, open_split
 from data_pipelines.sources import (
     ByteRange,
@@ -47,6 +50,73 @@ def in_memory(index: SampleIndex) -> Iterator[Any]:
     memory.put(f"{index.directory}/", "/bucket/split/", recursive=True)
     yield memory
     memory.rm("/bucket", recursive=True)
+
+
+def test_the_index_of_local_and_remote_shards_may_lie_elsewhere(
+    index: SampleIndex, in_memory: Any, tmp_path: Path
+) -> None:
+    shutil.rmtree(index.directory / "index")
+    in_memory.rm("/bucket/split/index", recursive=True)
+    remote = "memory://bucket/split"
+    before = sorted(index.directory.iterdir())
+    for name, pattern in {
+        "local": str(index.directory),
+        "folder": remote,
+        "star": f"{remote}/part-*.tar",
+        "braces": f"{remote}/part-{{000000..000003}}.tar",
+    }.items():
+        out = tmp_path / "made" / name
+        assert build_index([pattern], out=out, num_classes=7).fingerprint == index.fingerprint
+        assert read_all(open_split(out)) == EVERYTHING
+        found = pickle.loads(pickle.dumps(SampleIndex.open(out)))
+        assert read_numbers(ShardReader(found), [31, 2]) == [31, 2]
+        assert [path.name for path in out.iterdir()] == ["index"]
+        # Other shards may lie there, which another index has.
+        split = SampleIndex.open(out).shards_in
+        assert split == (remote if name != "local" else str(index.directory))
+    assert sorted(index.directory.iterdir()) == before
+    assert check_dataset(tmp_path / "made/local").is_whole
+    with pytest.raises(UserError, match=r"its shards are at memory://bucket/split; local ones are"):
+        check_dataset(tmp_path / "made/star")
+    index.shard_path(2).unlink()
+    with pytest.raises(UserError, match=r"numbered/part-000002.tar: missing, though the index"):
+        open_split(tmp_path / "made/local")
+    with pytest.raises(UserError, match=r"the index cannot be written here: .*; --out names ano"):
+        build_index([index.directory], out=index.shard_path(0) / "file")
+
+
+def test_indexing_remote_shards_goes_on_where_it_was(in_memory: Any, tmp_path: Path) -> None:
+    in_memory.rm("/bucket/split/index", recursive=True)
+    last, out = "/bucket/split/part-000003.tar", tmp_path / "out"
+    content = in_memory.cat(last)
+    in_memory.pipe(last, content[:-10240])
+    with pytest.raises(UserError, match=r"^memory://bucket/split/part-000003.tar: cut short"):
+        build_index(["memory://bucket/split"], out=out)
+    assert not list(out.rglob("*.tar"))
+    in_memory.pipe(last, content)
+    in_memory.pipe("/bucket/split/part-000000.tar", b"not fetched again")
+    assert build_index(["memory://bucket/split"], out=out).num_samples == 40
+
+
+@pytest.mark.parametrize(
+    ("patterns", "out", "message"),
+    [
+        (["memory://b/x.tar"], None, r"memory://b/x.tar: remote, so say with --out which folder"),
+        (["https://u:secret@h/x.tar"], "out", r"https://h/x.tar: has a user, a password or a que"),
+        (["https://h/x.tar?key=secret"], "out", r"https://h/x.tar: has a user, a password or a q"),
+        (["pipe:cat {name}"], "out", r"pipe:cat .*: not all are URLs of shards"),
+        (["memory://b/x.tar", "/y.tar"], "out", r"memory://b/x.tar, /y.tar: not all are URLs"),
+        (["memory://b/x.tar", "memory://c/x.tar"], "out", r"lie in one folder, not in memory://b"),
+        (["http://h/*.tar"], "out", r"http://h/\*.tar: nothing lists the files there; name"),
+        (["memory://nowhere"], "out", r"memory://nowhere/\*.tar: no such shards"),
+    ],
+)
+def test_remote_shards_that_cannot_be_indexed_are_named(
+    tmp_path: Path, patterns: list[str], out: str | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        build_index(patterns, out=out and tmp_path / out)
+    assert "secret" not in str(caught.value)
 
 
 def test_local_folder_by_path_pattern_and_url(index: SampleIndex) -> None:

@@ -28,6 +28,7 @@ from data_pipelines import (
     UserError,
     transform_preset,
 )
+from data_pipelines.index import build_index
 from data_pipelines.reading import Split, open_split
 from data_pipelines.sources import (
     ByteRange,
@@ -79,6 +80,16 @@ def split(
 def file_of(index: SampleIndex, shard: int) -> StoredFile:
     meta = index.meta.shards[shard]
     return StoredFile(meta.name, meta.bytes, meta.sha256)
+
+
+def test_shards_on_a_server_get_an_index_here(
+    server: FileServer, index: SampleIndex, tmp_path: Path
+) -> None:
+    shards = f"{server.url}/part-{{000000..000003}}.tar"
+    made = build_index([shards], out=tmp_path / "out", num_classes=7)
+    assert made.fingerprint == index.fingerprint
+    assert not [request for request in server.requests if "index" in str(request)]
+    assert read_all(open_split(tmp_path / "out")) == list(range(40))
 
 
 def test_samples_are_those_of_the_files(split: Split) -> None:

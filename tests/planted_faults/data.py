@@ -15,6 +15,7 @@ _CROPS = "tests/data_pipelines/test_data_presets_crops.py"
 _RESIZING = "tests/data_pipelines/test_data_presets_resizing.py"
 _LOADING = "tests/data_pipelines/test_data_loading.py"
 _MEMORY = "tests/data_pipelines/test_data_loading_memory.py"
+_PROCESSES = "tests/data_pipelines/test_data_loading_processes.py"
 _STATE = "tests/data_pipelines/test_data_loading_state.py"
 _TEXT = "tests/data_pipelines/test_data_loading_text.py"
 _PREPARE = "tests/data_pipelines/test_data_prepare.py"
@@ -61,8 +62,8 @@ FAULTS = (
     Fault(
         name="shards-of-any-size-are-opened",
         file="data_pipelines/index/sample_index.py",
-        old="            if size != shard.bytes:\n",
-        new="            if size < shard.bytes:\n",
+        old="        if size != shard.bytes:\n",
+        new="        if size < shard.bytes:\n",
         claim="A shard that was changed since it was indexed is named when the split is opened.",
         tests=(f"{_INDEX}::test_shards_that_are_missing_or_of_another_size_are_named",),
     ),
@@ -404,5 +405,72 @@ FAULTS = (
         new="offsets + sizes <= num_bytes",
         claim="An index whose offsets lead out of its shards is refused.",
         tests=(f"{_INDEXES}::test_hostile_indexes_are_refused",),
+    ),
+    Fault(
+        name="numbers-of-classes-sorted-as-text",
+        file="data_pipelines/preparation/text_classes.py",
+        old="        return {label: int(values[label]) for label in seen}\n",
+        new="        return {label: place for place, label in enumerate(sorted(seen))}\n",
+        claim="The label 2.0 is class 2, whatever else there is.",
+        tests=(f"{_TEXTS}::test_labels_that_can_be_believed",),
+    ),
+    Fault(
+        name="rows-named-by-the-line-they-end-in",
+        file="data_pipelines/preparation/text_rows.py",
+        old="                line = reader.line_num + 1\n",
+        new="                line = reader.line_num\n",
+        claim="What is wrong with a row is said with the line the row begins in.",
+        tests=(f"{_TEXTS}::test_a_fault_of_a_csv_names_its_line",),
+    ),
+    Fault(
+        name="splits-in-lower-case-only",
+        file="data_pipelines/sources/file_names.py",
+        old="filter(str.isalpha, name.casefold())",
+        new="filter(str.isalpha, name)",
+        claim="Train and Val are splits and no classes.",
+        tests=(f"{_IMAGES}::test_splits_are_found_however_they_are_called",),
+    ),
+    Fault(
+        name="folds-become-classes",
+        file="data_pipelines/preparation/image_folder.py",
+        old="        if len(shared) > 1:\n",
+        new="        if len(shared) > 2:\n",
+        claim="Folders that hold the same two folders are refused as classes.",
+        tests=(f"{_IMAGES}::test_folders_that_would_become_wrong_classes_are_refused",),
+    ),
+    Fault(
+        name="samples-that-a-mac-leaves-behind",
+        file="data_pipelines/index/scan.py",
+        old=" or is_no_member(member.name):\n",
+        new=":\n",
+        claim="What a Mac puts into archives is in no sample and is none.",
+        tests=(f"{_INDEX_BUILD}::test_folders_hidden_files_and_those_of_a_mac_are_no_samples",),
+    ),
+    Fault(
+        name="an-index-forgets-where-its-shards-are",
+        file="data_pipelines/index/build.py",
+        old="                shards_in=shards_in,\n",
+        new="",
+        claim="An index that lies elsewhere finds its shards, local and remote ones.",
+        tests=(f"{_SOURCES}::test_the_index_of_local_and_remote_shards_may_lie_elsewhere",),
+    ),
+    Fault(
+        name="loaders-start-as-python-likes",
+        file="data_pipelines/loading/worker_pool.py",
+        old="            multiprocessing_context=START_METHOD if num_workers else None,\n",
+        new="",
+        claim="Loader processes start in one way, whatever Python's default is.",
+        tests=(f"{_PROCESSES}::test_loaders_start_as_they_do_whatever_the_default_is",),
+    ),
+    Fault(
+        name="a-loader-for-every-evaluation",
+        file="msam_scale/training/evaluation.py",
+        old="        if self._loader is None or batch_size != self._batch_size:",
+        new="        if self._loader is None or batch_size == self._batch_size:",
+        claim="The validation data are loaded by the same processes in every evaluation.",
+        tests=(
+            "tests/training/test_training_data.py"
+            "::test_validation_data_are_loaded_by_the_same_processes_each_time",
+        ),
     ),
 )

@@ -245,15 +245,15 @@ FAULTS = (
         name="the-average-is-evaluated-as-the-weights",
         file=_MEASUREMENTS,
         old="            with self._engine.averaged_weights():\n"
-        "                self.averaged_evaluation = evaluate(",
-        new="            if True:\n                self.averaged_evaluation = evaluate(",
+        "                self.averaged_evaluation =",
+        new="            if True:\n                self.averaged_evaluation =",
         claim="`ema_loss` and `ema_accuracy` are those of the averaged weights.",
         tests=(f"{_OF_RUNS}::test_what_is_measured_on_the_way_leaves_the_run_as_it_is",),
     ),
     Fault(
         name="training-goes-on-in-evaluation-mode",
         file=_EVALUATION,
-        old="    engine.train()\n",
+        old="        engine.train()\n",
         new="",
         claim="An evaluation leaves the run as it is.",
         tests=(f"{_OF_RUNS}::test_a_resumed_run_is_bit_identical",),

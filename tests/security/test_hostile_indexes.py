@@ -15,7 +15,7 @@ import pytest
 import webdataset
 from memory_bound import bounded
 
-from data_pipelines import SampleIndex
+from data_pipelines import SampleIndex, ShardReader
 from data_pipelines.errors import UserError
 from data_pipelines.index import TokenMeta, build_index, index_shards
 from data_pipelines.index.format import IndexMeta, fingerprint_of
@@ -176,23 +176,57 @@ def test_hostile_json_is_refused(images: Path) -> None:
         SampleIndex.open(images)
 
 
-def test_links_out_of_the_folder_are_refused(images: Path, tmp_path: Path) -> None:
+def test_links_to_other_things_than_files_are_refused(images: Path, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     for name in ("part-000000.tar", "index/samples.npy", "index"):
         inside, moved = images / name, outside / Path(name).name
         inside.rename(moved)
         inside.symlink_to(moved)
-        with pytest.raises(UserError, match=r"a link to .*, which is outside of"):
-            SampleIndex.open(images)
-        if moved.suffix == ".tar":
-            with pytest.raises(UserError, match=r"a link to .*, which is outside of"):
-                build_index([images])
+        if name == "index":
+            with pytest.raises(UserError, match=r"images/index: a link to .*, which is outside of"):
+                SampleIndex.open(images)
+        else:
+            assert SampleIndex.open(images).num_samples == 4
+            for target in ("/dev/zero", outside):
+                inside.unlink()
+                inside.symlink_to(target)
+                with pytest.raises(UserError, match=rf"{inside.name}: is no file"):
+                    SampleIndex.open(images)
         inside.unlink()
         moved.rename(inside)
     # A link to the folder is the user's own.
     (tmp_path / "link").symlink_to(images)
     assert SampleIndex.open(tmp_path / "link").num_samples == 4
+
+
+def test_the_cache_of_a_hub_whose_files_are_links(images: Path, tmp_path: Path) -> None:
+    blobs, snapshot = tmp_path / "hub/blobs", tmp_path / "hub/snapshots/0f"
+    blobs.mkdir(parents=True)
+    (snapshot / "index").mkdir(parents=True)
+    for number, path in enumerate(sorted(each for each in images.rglob("*") if each.is_file())):
+        inside = path.relative_to(images)
+        path.rename(blobs / f"{number}")
+        up = Path(*[".."] * (1 + len(inside.parts)))
+        (snapshot / inside).symlink_to(up / "blobs" / f"{number}")
+    there = SampleIndex.open(snapshot)
+    made = build_index([snapshot / "part-*.tar"], out=tmp_path / "own", num_classes=2)
+    for index in (there, SampleIndex.open(tmp_path / "own")):
+        assert index.fingerprint == made.fingerprint
+        assert len(list(ShardReader(index).read(range(4)))) == 4
+
+
+@pytest.mark.parametrize("place", ["pipe:touch {name}", "elsewhere", "../images"])
+def test_indexes_that_say_of_no_place_that_shards_are_there(place: str, images: Path) -> None:
+    _rewrite(images, lambda samples, meta: meta.update(shards_in=place))
+    with pytest.raises(UserError, match=r"meta.json: shards_in: .* is no place of shards"):
+        SampleIndex.open(images)
+
+
+def test_a_remote_index_names_no_other_place(images: Path, tmp_path: Path) -> None:
+    _rewrite(images, lambda samples, meta: meta.update(shards_in="/"))
+    with pytest.raises(UserError, match=r"meta.json: its shards are elsewhere, which only"):
+        fetch_index(LocalFolder(images), cache_dir=tmp_path / "cache")
 
 
 def test_pipes_and_devices_are_refused(images: Path) -> None:

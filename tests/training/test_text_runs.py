@@ -21,7 +21,7 @@ from msam_scale import initialize
 from msam_scale.config import ConfigError
 from msam_scale.ranks import join
 from msam_scale.training.data import training_loader
-from msam_scale.training.evaluation import evaluate
+from msam_scale.training.evaluation import Evaluator
 from msam_scale.training.metrics import CLASSIFICATION_METRICS, AnswerCounts, check_metrics
 from msam_scale.training.prepare import PreparedRun, prepare_run
 
@@ -133,7 +133,7 @@ def trained(config: str, overrides: tuple[str, ...]) -> tuple[dict[str, torch.Te
     batches = iter(loader)
     for _ in range(prepared.num_steps):
         engine.train_step(batches)
-    evaluation = evaluate(engine, prepared.data)
+    evaluation = Evaluator(engine, prepared.data).evaluate()
     state = engine.full_state_dict()
     return state if ranks.is_first else {}, evaluation
 
@@ -242,7 +242,7 @@ def test_algorithms_differ(config: str, mini_lm_alone: dict[str, Any]) -> None:
 def test_metrics_are_scikit_learns(config: str) -> None:
     prepared = prepare_run(config, world_size=1)
     engine = initialize(prepared.model, config=prepared.config, num_steps=8)
-    found = evaluate(engine, prepared.data)
+    found = Evaluator(engine, prepared.data).evaluate()
     assert prepared.data.val is not None
     loader = EvaluationLoader(
         prepared.data.val.index,

@@ -6,6 +6,7 @@ import functools
 import http.server
 import io
 import json
+import multiprocessing
 import shutil
 import threading
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from PIL import Image
 
 from data_pipelines import build_index
 from launch.cli import main
+from msam_scale import initialize
+from msam_scale.training.evaluation import Evaluator
+from msam_scale.training.prepare import prepare_run
 
 # Losses and norms of a few float64 steps.
 _SHORT = ("precision=float64", "training.steps=3", "monitor.every=1", "training.eval_every=3")
@@ -119,8 +123,8 @@ def _photographs(folder: Path, *, number: int) -> str:
             stream = io.BytesIO()
             Image.fromarray(image).save(stream, "JPEG")
             writer.write({"__key__": f"{index:04d}", "jpg": stream.getvalue(), "cls": index % 4})
-    build_index([folder])
-    return str(folder)
+    # Which lies elsewhere, and says where the shards are.
+    return str(build_index([folder], out=folder.with_name("index")).directory)
 
 
 def test_photographs_of_other_peoples_shards(
@@ -134,3 +138,17 @@ def test_photographs_of_other_peoples_shards(
     words = (*words, "data.transform=inception_tv:size=32", "training.steps=3", "data.workers=1")
     assert _train(config, *words, "training.eval_every=3", "run.name=photos") == 0
     assert _figures("photos")[-1][1] >= 0
+
+
+def test_validation_data_are_loaded_by_the_same_processes_each_time(config: str) -> None:
+    prepared = prepare_run(config, overrides=("data.workers=2",), world_size=1)
+    engine = initialize(prepared.model, config=prepared.config, num_steps=8)
+    others = set(multiprocessing.active_children())
+    evaluator = Evaluator(engine, prepared.data)
+    first = evaluator.evaluate()
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 2
+    assert evaluator.evaluate() == first
+    assert set(multiprocessing.active_children()) - others == workers
+    evaluator.close()
+    assert not set(multiprocessing.active_children()) - others

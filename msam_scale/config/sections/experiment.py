@@ -99,7 +99,8 @@ class DataSection(Section):
 
     memory_limit: Count = 2**30
     """Most bytes of memory that each rank's loader takes, for batches that are loaded ahead or in
-    use and for `data.resident` samples. 1 GiB by default."""
+    use and for `data.resident` samples; that of the validation data takes as much again. 1 GiB by
+    default."""
 
     on_error: Literal["raise", "substitute"] = "raise"
     """What a damaged training sample does. `raise`, the default, stops the run and names shard and
