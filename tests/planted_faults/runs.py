@@ -111,6 +111,14 @@ FAULTS = (
         tests=(f"{_OF_STOPS}::test_signals_are_given_back",),
     ),
     Fault(
+        name="a-closed-terminal-kills",
+        file="msam_scale/supervision/signals.py",
+        old="signal.SIGINT, signal.SIGHUP)",
+        new="signal.SIGINT)",
+        claim="A run whose terminal is closed saves and ends.",
+        tests=(f"{_OF_STOPS}::test_how_a_signalled_process_ends",),
+    ),
+    Fault(
         name="an-orphan-lives-on",
         file="msam_scale/supervision/launcher.py",
         old="        if self.launchers:\n            self._thread.start()\n",

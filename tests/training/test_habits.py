@@ -67,16 +67,6 @@ def test_a_full_disk_under_the_output_loses_lines_only(
     assert checkpoints("small") == ["step-00000002"]
 
 
-def test_a_terminal_that_closes_is_a_request_to_stop() -> None:
-    stop = StopRequest(grace=60, code=75)
-    stop.listen()
-    try:
-        stop.finish()  # a request before the ranks have joined would end the process
-        os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        stop.close()
-
-
 def test_nohup_keeps_its_meaning() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop = StopRequest(grace=60, code=75)
