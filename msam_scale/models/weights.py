@@ -15,8 +15,7 @@ from data_pipelines.errors import UserError
 from msam_scale.checkpoint import find_checkpoint, read_weights
 
 _SUFFIX = ".safetensors"
-
-
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _WORKS = "a .safetensors file works, and the folder of a checkpoint"
 
 
@@ -51,11 +50,22 @@ def _explained_reading(path: Path) -> Iterator[None]:
     if not path.is_file() and not path.is_dir():
         raise UserError(f"model.weights: {path} is a pipe or a device; {_WORKS}")
     if path.is_file() and path.suffix != _SUFFIX:
-        raise UserError(f"model.weights: {path} does not end with {_SUFFIX}; {_WORKS}")
+        raise UserError(
+            f"model.weights: {path} does not end with {_SUFFIX}; {_WORKS}"
+            f"{_how_to_convert(path) if path.suffix in _PICKLES else ''}"
+        )
     try:
         yield
     except (OSError, SafetensorError, UserError) as error:
         raise UserError(f"model.weights: {path} cannot be read: {error}; {_WORKS}") from error
+
+
+def _how_to_convert(path: Path) -> str:
+    return (
+        f'. It is a pickle, which may run code; python -c "import torch; from safetensors.torch '
+        f"import save_file; w = torch.load('{path}', weights_only=True); save_file(w.get("
+        f"'state_dict', w.get('model', w)), '{path.with_suffix(_SUFFIX)}')\" converts it"
+    )
 
 
 def num_outputs(shapes: Mapping[str, Sequence[int]], *, heads: Sequence[str]) -> int:

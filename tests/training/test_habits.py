@@ -181,6 +181,8 @@ def test_the_command_says_its_version_and_what_there_is(
     error = capsys.readouterr().err
     for command in ("train", "export", "config"):
         assert command in error
+    assert main(["train", "run.yaml", "--lr", "0.1"]) == 2
+    assert "a setting is a word like optimizer.lr=0.1" in capsys.readouterr().err
 
 
 def test_torchruns_summary_has_the_line_of_a_rank_that_failed(
