@@ -69,6 +69,14 @@ FAULTS = (
         claim="TensorBoard shows each step of a run once, also after a rollback.",
         tests=(f"{_OF_ROLLBACK}::test_a_run_goes_back_and_on_with_later_data",),
     ),
+    Fault(
+        name="the-live-line-leaves-f1-out",
+        file="msam_scale/monitoring/progress.py",
+        old='    "f1",\n',
+        new="",
+        claim="What `training.metrics` asks for is shown while a run trains.",
+        tests=("tests/training/test_text_runs.py::test_a_run_reports_the_metrics",),
+    ),
     # Stops.
     Fault(
         name="reasons-of-ranks-add-up",
