@@ -159,8 +159,12 @@ def test_weights_of_timm_get_a_new_head(path: Path, monkeypatch: pytest.MonkeyPa
     local = timm.get_pretrained_cfg("resnet10t")
     local.file = str(path)  # goes before the hub in timm
     monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, "resnet10t", local)
+    same = ModelRequest("resnet10t", 1000, 3, pretrained=True)
+    build_model("timm", same, seed=0)
+    assert same.anew == []
     request = ModelRequest("resnet10t", 7, 3, pretrained=True)
     found = build_model("timm", request, seed=0).state_dict()
+    assert request.anew == ["fc"]
     assert torch.equal(found["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
     assert found["fc.weight"].shape[0] == 7
 

@@ -105,7 +105,7 @@ def explained_misfit(path: Path, *, name: str) -> Iterator[None]:
 
 def load_weights(
     model: nn.Module, state: Mapping[str, torch.Tensor], *, heads: Sequence[str], num_classes: int
-) -> None:
+) -> Sequence[str]:
     """Copies weights into a model, whose head keeps its own initial values where it differs.
 
     Args:
@@ -114,14 +114,19 @@ def load_weights(
         heads: names of the model's last layers.
         num_classes: of the data set that `state` was trained on; 0: it has no head.
 
+    Returns:
+        Those of `heads` that keep their initial values.
+
     Raises:
         RuntimeError: a tensor is missing, unknown or of another shape; a head of as many classes as
             the model's is no exception.
     """
     layers = tuple(f"{head}." for head in heads)
     own = model.state_dict()
-    if num_classes != num_outputs({name: t.shape for name, t in own.items()}, heads=heads):
+    is_anew = num_classes != num_outputs({name: t.shape for name, t in own.items()}, heads=heads)
+    if is_anew:
         kept = {name: tensor for name, tensor in own.items() if name.startswith(layers)}
         others = {name: t for name, t in state.items() if not name.startswith(layers)}
         state = {**others, **kept}
     model.load_state_dict(state, strict=True)
+    return heads if is_anew else ()

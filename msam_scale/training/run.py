@@ -28,6 +28,9 @@ from msam_scale.training.prepare import PreparedRun
 from msam_scale.training.rollback import Rollbacks
 from msam_scale.training.saving import Saver
 
+# That a line names.
+_MOST_LAYERS = 5
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -185,7 +188,7 @@ class _Run:
         """What starts, in a line."""
         engine, config, plan = self._engine, self._config, self._engine.plan
         parameters = sum(x.numel() for name, x in engine.whole_state.items() if name in self._names)
-        weights = self._prepared.folder.start_from
+        weights, anew = self._prepared.folder.start_from, self._prepared.anew
         return (
             f"{config.model.name} ({parameters:,} parameters, "
             f"{self._prepared.data.task.num_classes} classes), {config.sharding.strategy}, "
@@ -193,6 +196,8 @@ class _Run:
             f"{plan.groups} group(s) of {plan.group_size}; {engine.algorithm}, "
             f"B = {plan.batch_size}, m = {plan.micro_batches}; {self._prepared.num_steps} steps"
             f"{f', weights and optimizer of {weights}' if weights else ''}"
+            f"{'; initialised anew: ' if anew else ''}{', '.join(anew[:_MOST_LAYERS])}"
+            f"{', …' if len(anew) > _MOST_LAYERS else ''}"
         )
 
     def _say_first_ascent(self, result: StepResult) -> None:

@@ -18,6 +18,7 @@ _RANK = "launch/train.py"
 _OF_ROLLBACK = "tests/training/test_rollback.py"
 _OF_RUNS = "tests/training/test_training_runs.py"
 _OF_RANKS = "tests/training/test_runs_on_ranks.py"
+_OF_HABITS = "tests/training/test_habits.py"
 _OF_STOPS = "tests/supervision/test_stop_request.py"
 _OF_THE_WATCHDOG = "tests/supervision/test_watchdog.py"
 _OF_MEASUREMENTS = "tests/supervision/test_due_measurements.py"
@@ -76,6 +77,14 @@ FAULTS = (
         new="",
         claim="What `training.metrics` asks for is shown while a run trains.",
         tests=("tests/training/test_text_runs.py::test_a_run_reports_the_metrics",),
+    ),
+    Fault(
+        name="a-new-head-is-not-told",
+        file="msam_scale/models/weights.py",
+        old="    return heads if is_anew else ()",
+        new="    return ()",
+        claim="A start says which layers pretrained weights leave at their initial values.",
+        tests=(f"{_OF_HABITS}::test_a_start_says_what_the_weights_of_a_file_leave_anew",),
     ),
     # Stops.
     Fault(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -21,6 +22,7 @@ from launch.cli import main
 from launch.local_ranks import start_ranks
 from msam_scale.checkpoint import read_weights
 from msam_scale.config import load_config
+from msam_scale.models import ModelRequest, build_model
 from msam_scale.monitoring.deepspeed_events import DeepSpeedEvents
 from msam_scale.monitoring.metric_lines import read_metric_lines
 from msam_scale.monitoring.throughput import peak_of_data_sheet
@@ -221,6 +223,18 @@ def test_a_start_says_what_starts_and_what_its_first_ascent_does(
     assert float(found[2]) > float(found[1]), "the ascent ascends"
     lines = [line for line in told if "step 3/4" in line]
     assert re.match(r"\d\d:\d\d:\d\d  step 3/4 .* 0:00:0\d left", lines[0])
+
+
+def test_a_start_says_what_the_weights_of_a_file_leave_anew(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for num_classes, told in ((7, "4 steps; initialised anew: head"), (10, "4 steps")):
+        request = ModelRequest("wrn-10-1", num_classes, num_channels=1)
+        save_file(build_model("msam_scale", request, seed=1).state_dict(), "w.safetensors")
+        words = ("training.steps=4", "model.weights=w.safetensors", f"run.name=of{num_classes}")
+        train(config, *words, "monitor.progress=true")
+        lines = capsys.readouterr().err.splitlines()
+        assert next(line for line in lines if line.startswith("wrn-10-1")).endswith(told)
 
 
 def test_float16_is_as_fast_as_bfloat16() -> None:

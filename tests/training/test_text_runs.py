@@ -238,6 +238,11 @@ def _alone(algorithm: str, config: str, found: dict[str, Any]) -> tuple[Any, Any
     return weights, evaluation
 
 
+def test_a_pretrained_body_has_a_classifier_that_starts_anew(config: str) -> None:
+    prepared = prepare_run(config, overrides=[*_MINI_LM, "objective.micro_batches=4"], world_size=1)
+    assert prepared.anew == ("classifier",)
+
+
 @pytest.mark.part("trajectories")
 def test_algorithms_differ(config: str, mini_lm_alone: dict[str, Any]) -> None:
     states = {name: _alone(name, config, mini_lm_alone)[0] for name in _ALGORITHMS}
