@@ -200,11 +200,13 @@ class _Run:
 
     def _say_first_ascent(self, result: StepResult) -> None:
         """What the first ascent of a start does, so that one that is off is seen at once."""
-        objective = self._config.objective
+        objective, plan, alignment = self._config.objective, self._engine.plan, result.alignment
+        told = "" if alignment is None else f", {alignment:.3g} of ‖g_j‖ ‖ε‖ more"
         self._monitor.say(
             f"step {self._engine.num_steps_done}, ascent {objective.ascent}: ρ = {objective.rho}, "
-            f"mean ‖g_j‖ = {result.ascent_norm:.4g} over {self._engine.plan.micro_batches} "
-            f"micro-batches; loss {result.loss:.6g} at w, {result.perturbed_loss:.6g} at w + ε"
+            f"mean ‖ε‖ = {result.perturbation_norm:.4g}, mean ‖g_j‖ = {result.ascent_norm:.4g} "
+            f"over {plan.micro_batches} micro-batches in {plan.groups} group(s); loss "
+            f"{result.loss:.6g} at w, {result.perturbed_loss:.6g} at w + ε{told}"
         )
 
     def _train_to_the_end(self) -> None:
@@ -245,10 +247,11 @@ class _Run:
                 self._supervision.beat("step", step=step)
                 learning_rate, ascends = engine.learning_rate, engine.algorithm != "vanilla"
                 reports = step % self._config.monitor.every == 0 or step == num_steps
-                result = engine.train_step(batches, measure_fidelity=reports)
+                is_first_ascent = ascends and not self._has_ascended
+                result = engine.train_step(batches, measure_fidelity=reports or is_first_ascent)
                 self._throughput.count()
                 self._monitor.advance()
-                if ascends and not self._has_ascended:
+                if is_first_ascent:
                     self._has_ascended = True
                     self._say_first_ascent(result)
                 if reports:

@@ -7,7 +7,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -224,6 +224,28 @@ def test_a_step_is_printed_as_its_figures() -> None:
     assert repr(step).endswith("skipped=False)")
 
 
+def test_an_ascent_is_measured_where_it_is_asked_for() -> None:
+    """On a loss whose gradient is known: w is 3 in each of four places, and ε adds 1 to each."""
+
+    def loss(curvature: float) -> Callable[[torch.nn.Linear, torch.Tensor], torch.Tensor]:
+        return lambda model, batch: (model.weight + curvature * model.weight**2 / 2).sum()
+
+    for curvature, alignment in ((0.0, 1.0), (2.0, (7 + 9) / 2 / 7)):
+        model = torch.nn.Linear(4, 1, bias=False)
+        torch.nn.init.constant_(model.weight, 3.0)
+        config = {
+            "batch": {"size": 8, "check_split": False},
+            "objective": {"micro_batches": 4, "rho": 2.0},
+            "optimizer": {"lr": 0.0},
+        }
+        engine = msam_scale.initialize(model, config=config, loss_fn=loss(curvature))
+        step = engine.train_step(torch.ones(8, 4), measure_fidelity=True)
+        assert step.perturbation_norm == pytest.approx(2.0)
+        assert step.alignment == pytest.approx(alignment)
+        plain = engine.train_step(torch.ones(8, 4))
+        assert plain.perturbation_norm is plain.alignment is None
+
+
 def test_a_start_says_what_starts_and_what_its_first_ascent_does(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +258,12 @@ def test_a_start_says_what_starts_and_what_its_first_ascent_does(
     found = re.search(r"loss ([0-9.]+) at w, ([0-9.]+) at w \+ ε", ascent)
     assert found is not None
     assert float(found[2]) > float(found[1]), "the ascent ascends"
+    assert "ρ = 0.05, mean ‖ε‖ = 0.05, " in ascent
+    assert "over 4 micro-batches in 1 group(s)" in ascent
+    figures = re.search(r"‖g_j‖ = ([0-9.]+) .* w \+ ε, ([0-9.]+) of ‖g_j‖ ‖ε‖ more", ascent)
+    assert figures is not None
+    rise = (float(found[2]) - float(found[1])) / (0.05 * float(figures[1]))
+    assert float(figures[2]) == pytest.approx(rise, rel=0.02)
     lines = [line for line in told if "step 3/4" in line]
     assert re.match(r"\d\d:\d\d:\d\d  step 3/4 .* 0:00:0\d left", lines[0])
 
