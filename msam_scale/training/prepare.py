@@ -61,15 +61,21 @@ class PreparedRun:
 
 
 def prepare_run(
-    source: str | Path, *, overrides: Iterable[str] = (), world_size: int
+    source: str | Path, *, overrides: Iterable[str] = (), world_size: int, tries_model: bool = True
 ) -> PreparedRun:
     """Loads the config, opens the data, builds the model, finds the checkpoint; writes nothing.
+
+    Args:
+        source: a config file.
+        overrides: settings that go before the file's.
+        world_size: ranks.
+        tries_model: whether the model is given a sample, which one rank does for all.
 
     Raises:
         ConfigError: everything that is wrong, together.
     """
     loaded = load(source, overrides=overrides, world_size=world_size, for_training=True)
-    prepared = _prepare(loaded, world_size=world_size)
+    prepared = _prepare(loaded, world_size=world_size, tries_model=tries_model)
     assert prepared is not None
     return prepared
 
@@ -102,7 +108,9 @@ def check_run(
     return loaded
 
 
-def _prepare(loaded: Loaded, *, world_size: int, with_data: bool = True) -> PreparedRun | None:
+def _prepare(
+    loaded: Loaded, *, world_size: int, with_data: bool = True, tries_model: bool = True
+) -> PreparedRun | None:
     """A run, or None where there are no data to look at."""
     config, findings = loaded.config, Findings(loaded.located)
     train = data = model = folder = None
@@ -147,7 +155,7 @@ def _prepare(loaded: Loaded, *, world_size: int, with_data: bool = True) -> Prep
             anew = request.anew
             with findings.collected("batch.norm_samples", related=_BATCH_KEYS):
                 check_batch_norm(model, config, world_size=world_size)
-            if data is not None:
+            if data is not None and tries_model:
                 with findings.collected(
                     "model.name", related=(*_MODEL_KEYS, "data.transform", "data.train")
                 ):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_pipelines import DevicePrefetcher, MicroBatchLoader
+from msam_scale.batch_tree import Batch
+from msam_scale.config import Config
 from msam_scale.errors import NonFiniteStepError
 from msam_scale.initialization import initialize
 from msam_scale.models import model_settings
@@ -57,18 +60,34 @@ class Outcome:
     stopped_by: str | None
 
 
-def run_training(prepared: PreparedRun, *, ranks: Ranks, supervision: Supervision) -> Outcome:
+def run_training(
+    prepared: PreparedRun, *, ranks: Ranks, supervision: Supervision, dry_run: bool = False
+) -> Outcome:
     """Trains from the run's checkpoint, or from the start, to the last step. Collective.
 
     Evaluates and saves on the way as the config says, and once at the end; or saves and ends when
     it is asked to stop.
+
+    Args:
+        prepared: the run.
+        ranks: this process's place among all.
+        supervision: of this process.
+        dry_run: end where the first step would begin, with its mini-batch loaded. Nothing is
+            written, and what can be said is.
 
     Raises:
         UserError: damaged data, or a model that cannot be trained as asked.
         NonFiniteError: more losses or gradients were not finite than `objective` allows.
     """
     with ExitStack() as opened:
-        return _Run(prepared, ranks=ranks, supervision=supervision, opened=opened).train()
+        run = _Run(prepared, ranks=ranks, supervision=supervision, opened=opened, dry_run=dry_run)
+        return run.train()
+
+
+def _without_records(config: Config) -> Config:
+    """For a run that writes nothing, and says what it does."""
+    quiet = {"jsonl": False, "tensorboard": False, "deepspeed_tensorboard": None, "progress": True}
+    return config.model_copy(update={"monitor": config.monitor.model_copy(update=quiet)})
 
 
 class _Run:
@@ -81,7 +100,11 @@ class _Run:
         ranks: Ranks,
         supervision: Supervision,
         opened: ExitStack,
+        dry_run: bool,
     ) -> None:
+        if dry_run:
+            prepared = replace(prepared, config=_without_records(prepared.config))
+        self._is_dry = dry_run
         self._prepared = prepared
         self._supervision = supervision
         self._config = prepared.config
@@ -115,7 +138,8 @@ class _Run:
         self._has_ascended = False
         self._data_set = data_set_description(prepared.data.train)
         self._told: list[str] = []
-        ranks.on_first(lambda: self._start_folder(opened))
+        if not dry_run:
+            ranks.on_first(lambda: self._start_folder(opened))
         self._monitor = Monitor(
             self._config,
             folder=prepared.folder.path,
@@ -153,7 +177,8 @@ class _Run:
             self._train_to_the_end()
         except StopAgreedError:
             stopped_by = self._supervision.stop.reason
-            self._save_before_stopping()
+            if not self._is_dry:
+                self._save_before_stopping()
         return Outcome(
             folder=self._prepared.folder.path,
             num_steps=self._engine.num_steps_done,
@@ -217,6 +242,9 @@ class _Run:
             self._monitor.say(f"resumed after step {of_all}")
         self._engine.train()
         self._supervision.start_check()
+        if self._is_dry:
+            self._load_first_mini_batch()
+            return
         if self._rollbacks.lacks_checkpoint:
             self._saver.save_last(self._extra())
         with self._aside():
@@ -234,15 +262,25 @@ class _Run:
             return error.with_traceback(None)  # which would keep the loader's processes alive
         return None
 
+    def _batches(self) -> Iterator[Batch]:
+        """The micro-batches of this rank, from the next step on."""
+        device = self._engine.ranks.device
+        return self._supervision.loading(iter(DevicePrefetcher(self._loader, device=device)))
+
+    def _load_first_mini_batch(self) -> None:
+        """What this rank supplies of it; none where all steps are done."""
+        batches = self._batches()
+        loaded = list(itertools.islice(batches, self._engine.plan.sequential))
+        shown = len(loaded) * self._engine.plan.slice_size
+        self._monitor.say(f"the first mini-batch is there, {shown} samples of it on this rank")
+
     def _take_steps(self) -> None:
         """The loop over steps."""
         engine, num_steps = self._engine, self._prepared.num_steps
         for number, stretch in enumerate(self._stretches):
             if number:
                 self._enter(stretch)
-            batches = self._supervision.loading(
-                iter(DevicePrefetcher(self._loader, device=engine.ranks.device))
-            )
+            batches = self._batches()
             for step in range(stretch.start + 1, stretch.stop + 1):
                 self._supervision.beat("step", step=step)
                 learning_rate, ascends = engine.learning_rate, engine.algorithm != "vanilla"

@@ -102,6 +102,22 @@ FAULTS = (
         claim="A transform for other channels is refused before a folder is written.",
         tests=(f"{_OF_MISTAKES}::test_a_mistake_is_named_and_nothing_is_written",),
     ),
+    Fault(
+        name="a-dry-run-takes-the-folder",
+        file=_RUN,
+        old="        if not dry_run:\n            ranks.on_first",
+        new="        if True:\n            ranks.on_first",
+        claim="A dry run leaves nothing of a run behind.",
+        tests=(f"{_OF_HABITS}::test_a_dry_run_does_all_but_the_first_step",),
+    ),
+    Fault(
+        name="a-dry-run-loads-no-data",
+        file=_RUN,
+        old="            self._load_first_mini_batch()\n",
+        new="",
+        claim="A dry run finds what is wrong with the data of the first step.",
+        tests=(f"{_OF_HABITS}::test_a_dry_run_does_all_but_the_first_step",),
+    ),
     # Stops.
     Fault(
         name="reasons-of-ranks-add-up",

@@ -106,6 +106,33 @@ def test_a_run_that_fails_before_its_first_step_lets_go_of_its_folder(config: st
     assert not [path for path in held if "runs/small" in str(path)]
 
 
+def test_a_dry_run_does_all_but_the_first_step(
+    config: str, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a new run, of one that goes on and has another result, and of data that are damaged."""
+    words = ["train", config, "--dry-run", "monitor.progress=false"]
+    assert main([*words, "monitor.deepspeed_tensorboard=board"]) == 0
+    output = capsys.readouterr()
+    assert output.out == "dry run: all but the first step is done; runs/small is as it was\n"
+    assert output.err.startswith("wrn-10-1 (")
+    assert "the first mini-batch is there, 128 samples of it on this rank" in output.err
+    assert not Path("runs").exists()
+    assert not Path("board").exists()
+    train(config, "training.steps=2")
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
+    capsys.readouterr()
+    assert main([*words, "training.steps=4"]) == 0
+    assert "resumed after step 2 of 4" in capsys.readouterr().err
+    assert main([*words, "objective.rho=0.3"]) == 2
+    shutil.copytree(digits, "data")
+    for shard in Path("data/train").glob("*.tar"):
+        content = shard.read_bytes()
+        shard.write_bytes(content[:640] + bytes(len(content) - 1664) + content[-1024:])
+    assert main([*words, "data.train=data/train", "run.name=other"]) == 2
+    assert "data/train" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
+
+
 def steps_of(run: str) -> list[int]:
     return [line["step"] for line in read_metric_lines(Path("runs", run, "metrics.jsonl"))]
 
