@@ -109,15 +109,17 @@ class _Run:
         self._supervision = supervision
         self._config = prepared.config
         self._names = {name for name, _ in prepared.model.named_parameters()}
-        self._engine = initialize(
-            prepared.model,
-            config=self._config,
-            loss_fn=prepared.data.task.loss_fn(
-                dtype=PRECISIONS[self._config.precision].parameters,
-                label_smoothing=self._config.training.label_smoothing,
-            ),
-            num_steps=prepared.num_steps,
+        loss_fn = prepared.data.task.loss_fn(
+            dtype=PRECISIONS[self._config.precision].parameters,
+            label_smoothing=self._config.training.label_smoothing,
         )
+        with supervision.stop.ending_children():  # DeepSpeed may compile its optimizer
+            self._engine = initialize(
+                prepared.model,
+                config=self._config,
+                loss_fn=loss_fn,
+                num_steps=prepared.num_steps,
+            )
         opened.callback(self._engine.close)
         extra: dict[str, Any] = {}
         self._candidates = prepared.folder.candidates

@@ -18,6 +18,7 @@ _RANK = "launch/train.py"
 _OF_ROLLBACK = "tests/training/test_rollback.py"
 _OF_RUNS = "tests/training/test_training_runs.py"
 _OF_RANKS = "tests/training/test_runs_on_ranks.py"
+_OF_COMPILATION = "tests/test_deepspeed_compilation.py"
 _OF_HABITS = "tests/training/test_habits.py"
 _OF_STOPS = "tests/supervision/test_stop_request.py"
 _OF_THE_WATCHDOG = "tests/supervision/test_watchdog.py"
@@ -166,6 +167,30 @@ FAULTS = (
         new="signal.SIGINT)",
         claim="A run whose terminal is closed saves and ends.",
         tests=(f"{_OF_STOPS}::test_how_a_signalled_process_ends",),
+    ),
+    Fault(
+        name="a-stop-leaves-the-compiler",
+        file=_STOP,
+        old="                        child.terminate()\n",
+        new="                        child.status()\n",
+        claim="A stop while DeepSpeed compiles ends the compiler and the run.",
+        tests=(f"{_OF_COMPILATION}::test_a_stop_during_a_build_ends_the_compiler",),
+    ),
+    Fault(
+        name="a-build-that-is-stopped-is-a-failed-one",
+        file=_STOP,
+        old='            if self._asked:\n                _end(_name(self._asked), "stopped before',
+        new='            if False:\n                _end(_name(self._asked), "stopped before',
+        claim="A run that is stopped while it is set up ends with the code of a stopped run.",
+        tests=(f"{_OF_COMPILATION}::test_a_stop_during_a_build_ends_the_compiler",),
+    ),
+    Fault(
+        name="a-failed-build-is-a-refused-setting",
+        file="msam_scale/optimization/from_config.py",
+        old="            compile_code_of(cls)\n",
+        new="",
+        claim="A failed build of DeepSpeed's says in a line what is missing.",
+        tests=(f"{_OF_COMPILATION}::test_a_build_that_fails_is_a_line",),
     ),
     Fault(
         name="an-orphan-lives-on",
