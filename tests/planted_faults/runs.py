@@ -193,6 +193,16 @@ FAULTS = (
         tests=(f"{_OF_COMPILATION}::test_a_build_that_fails_is_a_line",),
     ),
     Fault(
+        name="the-flight-recorder-stays-in-memory",
+        file=_WATCHDOG,
+        old='            os.write(writing, b"1")\n',
+        new="",
+        claim="A rank that hangs in a collective has torch dump its flight recorder.",
+        tests=(
+            f"{_OF_THE_WATCHDOG}::test_torchs_flight_recorder_is_asked_for_the_last_collectives",
+        ),
+    ),
+    Fault(
         name="an-orphan-lives-on",
         file="msam_scale/supervision/launcher.py",
         old="        if self.launchers:\n            self._thread.start()\n",
