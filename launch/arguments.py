@@ -16,6 +16,15 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Adds `dry_run`."""
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="do all but the first step (model, engine, data, first mini-batch); write nothing",
+    )
+
+
 def count(text: str) -> int:
     """An argument that counts something: a whole number of at least 1."""
     value = int(text)

@@ -73,8 +73,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.exit(USER_ERROR)
     arguments, rest = parser.parse_known_args(words)
     # argparse leaves KEY=VALUE words over that come after an option.
-    if rest and (not hasattr(arguments, "overrides") or any(word[0:1] == "-" for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    takes_settings = hasattr(arguments, "overrides")
+    if rest and (not takes_settings or any(word[0:1] == "-" for word in rest)):
+        way = "; a setting is a word like optimizer.lr=0.1" if takes_settings else ""
+        parser.error(f"unrecognized arguments: {' '.join(rest)}{way}")
     if rest:
         arguments.overrides = [*arguments.overrides, *rest]
     return arguments

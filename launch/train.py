@@ -20,7 +20,7 @@ from typing import NoReturn
 import torch
 
 from data_pipelines.errors import UserError
-from launch.arguments import add_config_arguments
+from launch.arguments import add_config_arguments, add_dry_run
 from launch.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, USER_ERROR
 from launch.output import forgiving_output
 from launch.summary import closing_words, stopping_words
@@ -47,14 +47,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="train.py", description=__doc__, allow_abbrev=False)
     add_config_arguments(parser)
+    add_dry_run(parser)
     # The deepspeed launcher adds it; the environment says the same.
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args(argv)
-    return train_rank(arguments.config, overrides=arguments.overrides)
+    return train_rank(arguments.config, overrides=arguments.overrides, dry_run=arguments.dry_run)
 
 
-def train_rank(config: str, *, overrides: Sequence[str]) -> int:
+def train_rank(config: str, *, overrides: Sequence[str], dry_run: bool = False) -> int:
     """Trains as the rank that the environment describes; says what went wrong, once.
+
+    Args:
+        config: a file.
+        overrides: settings that go before the file's.
+        dry_run: do all but the first step, and write nothing.
 
     Returns:
         The exit code.
@@ -62,12 +68,16 @@ def train_rank(config: str, *, overrides: Sequence[str]) -> int:
     supervision = Supervision(_faults(config, overrides=overrides), code=PREEMPTED)
     try:
         supervision.start()
-        return _train_supervised(config, overrides=overrides, supervision=supervision)
+        return _train_supervised(
+            config, overrides=overrides, supervision=supervision, dry_run=dry_run
+        )
     finally:
         supervision.close()
 
 
-def _train_supervised(config: str, *, overrides: Sequence[str], supervision: Supervision) -> int:
+def _train_supervised(
+    config: str, *, overrides: Sequence[str], supervision: Supervision, dry_run: bool
+) -> int:
     ranks = None
     try:
         _share_cores()
@@ -76,7 +86,7 @@ def _train_supervised(config: str, *, overrides: Sequence[str], supervision: Sup
         supervision.beat("starting")
         prepared = _prepare_on_all(config, overrides=overrides, ranks=ranks)
         supervision.beat("starting")
-        outcome = run_training(prepared, ranks=ranks, supervision=supervision)
+        outcome = run_training(prepared, ranks=ranks, supervision=supervision, dry_run=dry_run)
         supervision.finish()
     except UserError as error:
         return _fail(ranks, str(error), code=USER_ERROR, stop=supervision.stop)
@@ -90,7 +100,9 @@ def _train_supervised(config: str, *, overrides: Sequence[str], supervision: Sup
             return _fail(ranks, message, code=FAILURE, stop=supervision.stop, waits=False)
         return _fail(ranks, traceback.format_exc(), code=FAILURE, stop=supervision.stop)
     if ranks.is_first:
-        if outcome.stopped_by is None:
+        if dry_run and outcome.stopped_by is None:
+            words = f"dry run: all but the first step is done; {outcome.folder} is as it was"
+        elif outcome.stopped_by is None:
             words = closing_words(
                 outcome,
                 config=prepared.config,
@@ -130,7 +142,9 @@ def _prepare_on_all(config: str, *, overrides: Sequence[str], ranks: Ranks) -> P
     """Prepares on every rank; what is wrong on one of them stops all before anything starts."""
     prepared, message, start = None, None, None
     try:
-        prepared = prepare_run(config, overrides=overrides, world_size=ranks.size)
+        prepared = prepare_run(
+            config, overrides=overrides, world_size=ranks.size, tries_model=ranks.is_first
+        )
         start = prepared.folder.weights_from, prepared.data.train.index.fingerprint
     except UserError as error:
         message = str(error)

@@ -167,8 +167,8 @@ class Engine:
                 device. A list inside it may have one entry a sample, such as a dict of an image's
                 boxes; None and other plain values go to the loss as they are. Or an iterator over
                 the rank's `plan.sequential` micro-batches, each of `plan.slice_size` samples.
-            measure_fidelity: whether to report `perturbation_fidelity`, which reads all weights
-                once more for each micro-batch.
+            measure_fidelity: whether to report `perturbation_fidelity`, `perturbation_norm` and
+                `alignment`, which reads all weights once more for each micro-batch.
 
         Returns:
             The figures of the step, equal on all ranks; reading one waits for the device.

@@ -55,7 +55,11 @@ def run_step(
         )
         summary.add_ascent_norm(norm)
         if measure_fidelity:
-            summary.add_fidelity(sharding.perturbation_fidelity())
+            summary.add_perturbation(
+                gradient_norm=norm,
+                length=sharding.square_sum(sharding.ascent_gradient.flat).sqrt(),
+                fidelity=sharding.perturbation_fidelity(),
+            )
         with sharding.perturbed(), sharding.descent_pass(last=micro_batch.is_last):
             passes.run(micro_batch, divisor=plan.batch_size, at_weights=False)
     summary.reduce()

@@ -14,11 +14,11 @@ from msam_scale.non_finite import fault_bits
 from msam_scale.ranks import Ranks
 
 _LOSS, _PERTURBED_LOSS, _ASCENT_NORM, _NUM_NON_FINITE, _FIDELITY, _WEIGHT = range(6)
-_NUM_UNLABELLED, _NUM_SCALARS = 6, 7
+_NUM_UNLABELLED, _LENGTH, _LINEAR_RISE, _NUM_SCALARS = 6, 7, 8, 9
 
 
 class StepSummary:
-    """One float64 vector: losses, ascent norm, non-finite ascents, fidelity, batch statistics.
+    """One float64 vector: losses, figures of the ascents, batch statistics.
 
     It travels in a single all-reduce beside the gradients, however many of these there are.
     """
@@ -40,7 +40,7 @@ class StepSummary:
         """Clears the sums; `plan` says how often a figure will be counted."""
         self._plan = plan
         self._values.zero_()
-        self._has_fidelity = self._ascends = False
+        self._is_measured = self._ascends = False
         self._is_weighed = False
         self._weight_of_slice: torch.Tensor | None = None
 
@@ -79,10 +79,17 @@ class StepSummary:
         self._values[_NUM_NON_FINITE] += ~norm.isfinite()
         self._ascends = True
 
-    def add_fidelity(self, fidelity: torch.Tensor) -> None:
-        """Counts what is left of ε⁽ʲ⁾, which every rank of the perturbation group reports."""
+    def add_perturbation(
+        self, *, gradient_norm: torch.Tensor, length: torch.Tensor, fidelity: torch.Tensor
+    ) -> None:
+        """Counts ‖g_j‖₂ ‖ε⁽ʲ⁾‖₂, ‖ε⁽ʲ⁾‖₂ and what is left of ε⁽ʲ⁾ in the type that computes.
+
+        Every rank of the perturbation group reports them.
+        """
+        self._values[_LINEAR_RISE] += gradient_norm * length / self._num_reports
+        self._values[_LENGTH] += length / self._num_reports
         self._values[_FIDELITY] += fidelity / self._num_reports
-        self._has_fidelity = True
+        self._is_measured = True
 
     @property
     def _num_reports(self) -> int:
@@ -131,7 +138,9 @@ class StepSummary:
             _loss=scalars[_LOSS],
             _gradient_norm=gradient_norm,
             _ascent_norm=scalars[_ASCENT_NORM],
-            _fidelity=scalars[_FIDELITY] if self._has_fidelity else None,
+            _fidelity=scalars[_FIDELITY] if self._is_measured else None,
+            _length=scalars[_LENGTH] if self._is_measured else None,
+            _linear_rise=scalars[_LINEAR_RISE] if self._is_measured else None,
             _perturbed_loss=scalars[_PERTURBED_LOSS] if self._ascends else None,
         )
 
@@ -153,6 +162,8 @@ class StepResult:
     _ascent_norm: torch.Tensor
     _fidelity: torch.Tensor | None = None
     _perturbed_loss: torch.Tensor | None = None
+    _length: torch.Tensor | None = None
+    _linear_rise: torch.Tensor | None = None
 
     def __repr__(self) -> str:
         figures = {"loss": self.loss, "grad_norm": self.grad_norm, "ascent_norm": self.ascent_norm}
@@ -187,6 +198,24 @@ class StepResult:
         is lost. None in a step that did not measure it.
         """
         return None if self._fidelity is None else float(self._fidelity)
+
+    @property
+    def perturbation_norm(self) -> float | None:
+        """Mean over the micro-batches of ‖ε⁽ʲ⁾‖₂; None in a step that did not measure it."""
+        return None if self._length is None else float(self._length)
+
+    @property
+    def alignment(self) -> float | None:
+        """How far gradients at w + ε⁽ʲ⁾ point along those at w, from what the loss has risen by.
+
+        (L(w + ε⁽ʲ⁾) - L(w)) / (‖g_j‖ ‖ε⁽ʲ⁾‖), numerator and denominator each meant over the
+        micro-batches. With ε⁽ʲ⁾ along g_j it is the mean of ⟨∇L(w + t ε⁽ʲ⁾), g_j⟩ / ‖g_j‖² over t
+        from 0 to 1: 1 where the loss is linear, more where it curves upwards, 0 or less where the
+        ascent does not ascend. None in a step that did not measure it or had no gradient.
+        """
+        if self._linear_rise is None or self._perturbed_loss is None or not self._linear_rise:
+            return None
+        return float((self._perturbed_loss - self._loss) / self._linear_rise)
 
     @property
     def skipped(self) -> bool:

@@ -138,6 +138,7 @@ class Seen:
         skipped: whether each step was.
         scales: the loss scale after each step, 1 without one.
         figures: loss, gradient norm and ascent norm of each good step.
+        lengths: of the perturbation, in the same steps.
         fidelity: of the perturbation, in the step that measures it and in the next one.
         traces: what has left a trace on weights, optimizer, average or predictions.
         averages: after each good step what the average was, and should have been.
@@ -152,6 +153,7 @@ class Seen:
     skipped: list[bool] = field(default_factory=list)
     scales: list[float] = field(default_factory=list)
     figures: list[tuple[float, float, float]] = field(default_factory=list)
+    lengths: list[float | None] = field(default_factory=list)
     fidelity: list[float | None] = field(default_factory=list)
     traces: list[str] = field(default_factory=list)
     weights: list[State] = field(default_factory=list)
@@ -238,6 +240,7 @@ def _keep(row: Row, canonical: str, folder: str) -> Seen:
         seen.weights.append(engine.full_state_dict())
         seen.averages.append(engine.full_averaged_state_dict())
         seen.fidelity.append(result.perturbation_fidelity)
+        seen.lengths.append(result.perturbation_norm)
 
     def predict() -> torch.Tensor:
         engine.eval()

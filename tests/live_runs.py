@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,14 @@ _MARKER = "MSAM_SCALE_TEST_RUN"
 _SECONDS = 300.0
 
 
-class Watched:
+class Watched(ABC):
     """What a test waits for; a subclass says whether the run is over."""
 
     log: Path
 
+    @abstractmethod
     def is_over(self) -> bool:
         """Whether the process that decides about the run has ended."""
-        raise NotImplementedError
 
     def text(self) -> str:
         """What it has said."""

@@ -11,13 +11,21 @@ from msam_scale.supervision import Supervision
 from msam_scale.training import prepare_run, run_training
 
 
-def train(config: str, home: str, words: Sequence[str], *, stop_after: int | None = None) -> None:
+def train(
+    config: str,
+    home: str,
+    words: Sequence[str],
+    *,
+    stop_after: int | None = None,
+    dry_run: bool = False,
+) -> None:
     """What each rank of a launcher does.
 
     Args:
         config: path of the config.
         home: the working folder.
         words: overrides.
+        dry_run: without a step.
         stop_after: steps after which a stop is asked for, as when the launcher is gone.
     """
     before = Path.cwd()
@@ -38,7 +46,7 @@ def train(config: str, home: str, words: Sequence[str], *, stop_after: int | Non
 
         supervision.check = checks  # type: ignore[method-assign]
     try:
-        run_training(prepared, ranks=ranks, supervision=supervision)
+        run_training(prepared, ranks=ranks, supervision=supervision, dry_run=dry_run)
     finally:
         supervision.leave()
         supervision.stop.close()  # else the process would end when its grace is over

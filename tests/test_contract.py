@@ -206,3 +206,4 @@ def test_precision_and_loss_scale_are_what_was_asked_for(row: str, seen: list[Se
         assert rank.scales == [*halved[:3], halved[2], halved[2], *halved[2:] * 2]
         assert rank.fidelity == [pytest.approx(1.0, abs=tolerance), None, None]
         assert rank.fidelity == seen[0].fidelity
+        assert rank.lengths == [pytest.approx(0.1, rel=1e-5), None, None]

@@ -142,14 +142,29 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
                 make(which, tmp_path / name)
 
 
+def test_a_pickle_is_refused_with_what_converts_it(tmp_path: Path) -> None:
+    state = make("wrn", seed=5).state_dict()
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "model.pth")
+    with pytest.raises(UserError) as caught:
+        make("wrn", tmp_path / "model.pth")
+    code = str(caught.value).split('python -c "')[1].split('"')[0]
+    exec(code)
+    found = make("wrn", tmp_path / "model.safetensors").state_dict()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
 def test_weights_of_timm_get_a_new_head(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As from the hub, out of a file that stands in for it."""
     state = saved(timm.create_model("resnet10t"), path)
     local = timm.get_pretrained_cfg("resnet10t")
     local.file = str(path)  # goes before the hub in timm
     monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, "resnet10t", local)
+    same = ModelRequest("resnet10t", 1000, 3, pretrained=True)
+    build_model("timm", same, seed=0)
+    assert same.anew == []
     request = ModelRequest("resnet10t", 7, 3, pretrained=True)
     found = build_model("timm", request, seed=0).state_dict()
+    assert request.anew == ["fc"]
     assert torch.equal(found["layer1.0.conv1.weight"], state["layer1.0.conv1.weight"])
     assert found["fc.weight"].shape[0] == 7
 

@@ -81,5 +81,8 @@ def build_own_model(request: ModelRequest) -> nn.Module:
     if (path := request.weights) is not None:
         num_classes = num_outputs(weight_shapes(path), heads=[family.head])
         with explained_misfit(path, name=request.name):
-            load_weights(model, saved_weights(path), heads=[family.head], num_classes=num_classes)
+            anew = load_weights(
+                model, saved_weights(path), heads=[family.head], num_classes=num_classes
+            )
+            request.anew.extend(anew)
     return model

@@ -21,6 +21,7 @@ class ModelRequest:
         pretrained: start from the weights that the source has for this name.
         weights: a safetensors file to start from; not beside `pretrained`.
         settings: of a transformers model, as a checkpoint keeps them; then nothing is looked up.
+        anew: gets the names of the layers that the weights leave at their initial values.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelRequest:
     pretrained: bool = False
     weights: Path | None = None
     settings: Mapping[str, Any] | None = None
+    anew: list[str] = field(default_factory=list, compare=False)
 
     def keywords(self, *, channels: str) -> dict[str, Any]:
         """The keyword arguments of the model.

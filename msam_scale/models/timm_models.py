@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,16 @@ def build_timm_model(request: ModelRequest) -> nn.Module:
     model = timm.create_model(request.name, **arguments)
     if request.pretrained:
         model = _from_hub(request.name, arguments)
+        if model.pretrained_cfg["num_classes"] != request.num_classes:
+            request.anew.extend(_names(model.pretrained_cfg.get("classifier")))
     elif request.weights is not None:
-        _start_from_file(model, request.weights, name=request.name, arguments=arguments)
+        anew = _start_from_file(model, request.weights, name=request.name, arguments=arguments)
+        request.anew.extend(anew)
     assert isinstance(model, nn.Module)
     return model
 
 
-def _from_hub(name: str, arguments: dict[str, Any]) -> nn.Module:
+def _from_hub(name: str, arguments: dict[str, Any]) -> Any:
     if not timm.is_model_pretrained(name):
         raise UserError(
             f"model.pretrained: timm {timm.__version__} has no pretrained weights of {name}; "
@@ -87,11 +91,13 @@ def _from_hub(name: str, arguments: dict[str, Any]) -> nn.Module:
             f"model.pretrained: timm's weights do not fit {name} with {arguments}: "
             f"{_first_line(error)}; fewer model.args work"
         ) from error
-    assert isinstance(model, nn.Module)
     return model
 
 
-def _start_from_file(model: nn.Module, path: Path, *, name: str, arguments: dict[str, Any]) -> None:
+def _start_from_file(
+    model: nn.Module, path: Path, *, name: str, arguments: dict[str, Any]
+) -> Sequence[str]:
+    """Returns the layers that keep their initial values."""
     shapes = weight_shapes(path)
     settings = _settings(name)
     heads = _names(settings.get("classifier"))
@@ -112,7 +118,7 @@ def _start_from_file(model: nn.Module, path: Path, *, name: str, arguments: dict
             pretrained_cfg_overlay=overlay,
             **{**arguments, "num_classes": num_classes},
         )
-        load_weights(model, source.state_dict(), heads=heads, num_classes=num_classes)
+        return load_weights(model, source.state_dict(), heads=heads, num_classes=num_classes)
 
 
 def _settings(name: str) -> dict[str, Any]:

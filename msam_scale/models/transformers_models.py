@@ -105,7 +105,7 @@ def build_transformers_model(request: ModelRequest) -> nn.Module:
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
             )
-            _check_found(model, found, name=request.name)
+            request.anew.extend(_anew(model, found, name=request.name))
         else:
             model = model_class.from_config(settings, dtype=torch.float32, trust_remote_code=False)
     assert isinstance(model, nn.Module)
@@ -114,7 +114,8 @@ def build_transformers_model(request: ModelRequest) -> nn.Module:
         heads = [name for name in _HEADS if hasattr(model, name)]
         num_classes = num_outputs(weight_shapes(path), heads=list(_outputs(model, heads)))
         with explained_misfit(path, name=request.name):
-            load_weights(model, saved_weights(path), heads=heads, num_classes=num_classes)
+            weights = saved_weights(path)
+            request.anew.extend(load_weights(model, weights, heads=heads, num_classes=num_classes))
     return model
 
 
@@ -151,20 +152,15 @@ def _set_attention(model: Any, attention: Any) -> None:
         model.set_attn_implementation(KEYED_ATTENTION)
 
 
-def _check_found(model: Any, found: Mapping[str, Any], *, name: str) -> None:
-    """Refuses weights that leave a part of the body at its initial values."""
+def _anew(model: Any, found: Mapping[str, Any], *, name: str) -> list[str]:
+    """The layers at their initial values; refuses weights that leave a part of the body there."""
     body = f"{model.base_model_prefix}."
-    missing = sorted(key for key in found["missing_keys"] if key.startswith(body))
-    missing += sorted(key for key, *_ in found["mismatched_keys"] if key.startswith(body))
-    lacking = [key for key in missing if ".pooler." not in key]
+    missing = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+    lacking = [key for key in missing if key.startswith(body) and ".pooler." not in key]
     if lacking:
         raise UserError(
             f"model.pretrained: the weights of {name} lack {len(lacking)} tensors of "
             f"{type(model).__name__} ({', '.join(lacking[:3])}, …); fewer model.args work"
-        )
-    if missing:
-        _logger.warning(
-            "The weights of %s lack the pooler, which starts at random values like the head.", name
         )
     unused = sorted(
         key for key in found["unexpected_keys"] if not any(part in key for part in _LEFT_BEHIND)
@@ -176,6 +172,7 @@ def _check_found(model: Any, found: Mapping[str, Any], *, name: str) -> None:
             name,
             ", ".join(unused[:3]),
         )
+    return list(dict.fromkeys(key.rpartition(".")[0] for key in missing))
 
 
 @contextmanager

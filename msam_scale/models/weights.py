@@ -15,8 +15,7 @@ from data_pipelines.errors import UserError
 from msam_scale.checkpoint import find_checkpoint, read_weights
 
 _SUFFIX = ".safetensors"
-
-
+_PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
 _WORKS = "a .safetensors file works, and the folder of a checkpoint"
 
 
@@ -51,11 +50,22 @@ def _explained_reading(path: Path) -> Iterator[None]:
     if not path.is_file() and not path.is_dir():
         raise UserError(f"model.weights: {path} is a pipe or a device; {_WORKS}")
     if path.is_file() and path.suffix != _SUFFIX:
-        raise UserError(f"model.weights: {path} does not end with {_SUFFIX}; {_WORKS}")
+        raise UserError(
+            f"model.weights: {path} does not end with {_SUFFIX}; {_WORKS}"
+            f"{_how_to_convert(path) if path.suffix in _PICKLES else ''}"
+        )
     try:
         yield
     except (OSError, SafetensorError, UserError) as error:
         raise UserError(f"model.weights: {path} cannot be read: {error}; {_WORKS}") from error
+
+
+def _how_to_convert(path: Path) -> str:
+    return (
+        f'. It is a pickle, which may run code; python -c "import torch; from safetensors.torch '
+        f"import save_file; w = torch.load('{path}', weights_only=True); save_file(w.get("
+        f"'state_dict', w.get('model', w)), '{path.with_suffix(_SUFFIX)}')\" converts it"
+    )
 
 
 def num_outputs(shapes: Mapping[str, Sequence[int]], *, heads: Sequence[str]) -> int:
@@ -95,7 +105,7 @@ def explained_misfit(path: Path, *, name: str) -> Iterator[None]:
 
 def load_weights(
     model: nn.Module, state: Mapping[str, torch.Tensor], *, heads: Sequence[str], num_classes: int
-) -> None:
+) -> Sequence[str]:
     """Copies weights into a model, whose head keeps its own initial values where it differs.
 
     Args:
@@ -104,14 +114,19 @@ def load_weights(
         heads: names of the model's last layers.
         num_classes: of the data set that `state` was trained on; 0: it has no head.
 
+    Returns:
+        Those of `heads` that keep their initial values.
+
     Raises:
         RuntimeError: a tensor is missing, unknown or of another shape; a head of as many classes as
             the model's is no exception.
     """
     layers = tuple(f"{head}." for head in heads)
     own = model.state_dict()
-    if num_classes != num_outputs({name: t.shape for name, t in own.items()}, heads=heads):
+    is_anew = num_classes != num_outputs({name: t.shape for name, t in own.items()}, heads=heads)
+    if is_anew:
         kept = {name: tensor for name, tensor in own.items() if name.startswith(layers)}
         others = {name: t for name, t in state.items() if not name.startswith(layers)}
         state = {**others, **kept}
     model.load_state_dict(state, strict=True)
+    return heads if is_anew else ()

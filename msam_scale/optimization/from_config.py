@@ -14,7 +14,7 @@ from msam_scale.config import Config
 from msam_scale.config.deepspeed.optimizers import CLIENT_OPTIMIZER, DEEPSPEED_OPTIMIZERS
 from msam_scale.config.deepspeed.zero_keys import STAGE_OF
 from msam_scale.config.sections.optimization import OptimizerSection
-from msam_scale.optimization.deepspeed_optimizers import deepspeed_optimizer
+from msam_scale.optimization.deepspeed_optimizers import compile_code_of, deepspeed_optimizer
 from msam_scale.optimization.eager import without_compiler
 from msam_scale.optimization.optimizers import (
     build_optimizer,
@@ -66,7 +66,12 @@ def optimizer_builder(config: Config, source: OptimizerSource | None = None) -> 
         )
         if not STAGE_OF.get(config.sharding.strategy):  # DeepSpeed looks for torch's very classes
             cls = without_compiler(cls)  # type: ignore[arg-type]  # classes do have a hash
-        return lambda parameters: build_optimizer(parameters, cls=cls, arguments=arguments)
+
+        def built(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+            compile_code_of(cls)
+            return build_optimizer(parameters, cls=cls, arguments=arguments)
+
+        return built
 
     def checked(parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
         optimizer = source if isinstance(source, torch.optim.Optimizer) else source(parameters)

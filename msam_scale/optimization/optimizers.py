@@ -11,6 +11,7 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from data_pipelines.registry import lookup
+from msam_scale.config.suggestions import way_elsewhere
 
 # Needs a closure that re-evaluates the loss, or sparse gradients; the engine offers neither.
 _UNUSABLE = frozenset({"lbfgs", "sparseadam"})
@@ -73,9 +74,9 @@ def optimizer_arguments(
             section = (
                 "optimizer" if name in ("lr", "momentum", "weight_decay") else "optimizer.args"
             )
+            way = way_elsewhere(name) or f"it takes {', '.join(accepted)}"
             raise UserError(
-                f"{section}.{name}: {cls.__name__} has no such argument and would ignore it; "
-                f"it takes {', '.join(accepted)}"
+                f"{section}.{name}: {cls.__name__} has no such argument and would ignore it; {way}"
             )
     has_fused = not of_dtensors or cls in _FUSED_ON_DTENSORS
     if given.get("fused") and not has_fused:

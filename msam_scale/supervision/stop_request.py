@@ -7,9 +7,12 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import NoReturn
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -18,6 +21,7 @@ from msam_scale.supervision.signals import SignalListener
 
 # Launchers and batch systems send one signal several times: to the process, to its group.
 _SECONDS_OF_ONE_REQUEST = 2.0
+_SECONDS_BETWEEN_LOOKS = 0.1
 # Above every signal's number; the largest reason is the one that all ranks name.
 _LAUNCHER_GONE = 128
 
@@ -46,7 +50,7 @@ class StopRequest:
         self._group: dist.ProcessGroup | None = None
         self._value = torch.zeros(1, dtype=torch.int64)
         self._work: dist.Work | None = None
-        self._is_over = False
+        self._is_over = self._ends_children = False
         self._failed: int | None = None
 
     @property
@@ -133,6 +137,34 @@ class StopRequest:
     def agree(self) -> bool:
         """As `poll`, and waits for the answer."""
         return self.poll() or self.poll()
+
+    @contextmanager
+    def ending_children(self) -> Iterator[None]:
+        """Inside, a request ends the processes that this one starts, such as compilers.
+
+        What fails inside for a request ends this process as before it has joined the others:
+        nothing is to be saved.
+        """
+        others = set(psutil.Process().children(recursive=True))
+        self._ends_children = True
+        threading.Thread(target=self._end_children, args=[others], daemon=True).start()
+        try:
+            yield
+        except Exception:
+            if self._asked:
+                _end(_name(self._asked), "stopped before training", self._code)
+            raise
+        finally:
+            self._ends_children = False
+
+    def _end_children(self, others: set[psutil.Process]) -> None:
+        # Not once: where one rank's compiler is ended, another rank starts its own.
+        while self._ends_children:
+            if self._asked:
+                for child in set(psutil.Process().children(recursive=True)) - others:
+                    with suppress(psutil.NoSuchProcess):
+                        child.terminate()
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
 
     def fail(self, code: int) -> None:
         """This process is about to end with an error: from here on a signal ends it at once."""

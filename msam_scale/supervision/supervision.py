@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from datetime import timedelta
 from typing import TypeVar
 
+import torch
+
 from msam_scale.config.sections.faults import FaultsSection
 from msam_scale.ranks import Ranks, shared_store
 from msam_scale.supervision.heartbeats import Heartbeats
 from msam_scale.supervision.launcher import LauncherWatch
 from msam_scale.supervision.lost_rank import lost_rank
 from msam_scale.supervision.stop_request import StopAgreedError, StopRequest
-from msam_scale.supervision.watchdog import Watchdog
+from msam_scale.supervision.watchdog import Watchdog, record_collectives
 
 Batch = TypeVar("Batch")
 # The watchdog, which knows more than a collective that gives up, is to speak first. What it asks
@@ -33,7 +35,8 @@ class Supervision:
 
     def __init__(self, faults: FaultsSection, *, code: int) -> None:
         self.stop = StopRequest(grace=faults.grace, code=code)
-        self._watchdog = Watchdog(timeout=faults.timeout, rank=int(os.environ.get("RANK", "0")))
+        self._rank = int(os.environ.get("RANK", "0"))
+        self._watchdog = Watchdog(timeout=faults.timeout, rank=self._rank)
         self._launcher = LauncherWatch(self.stop.launcher_is_gone)
         self._heartbeats: Heartbeats | None = None
         self.timeout = _NEVER
@@ -44,6 +47,8 @@ class Supervision:
 
     def start(self) -> None:
         """Before this process joins the others. In the main thread."""
+        if torch.cuda.is_available():
+            record_collectives(rank=self._rank)
         self.stop.listen()
         self._launcher.start()
         self._watchdog.start()

@@ -6,6 +6,8 @@ import faulthandler
 import os
 import threading
 import time
+from contextlib import suppress
+from pathlib import Path
 
 from data_pipelines.errors import a_few
 from msam_scale.supervision.heartbeats import Heartbeats
@@ -13,6 +15,28 @@ from msam_scale.supervision.own_frames import place_of_main_thread
 
 _MOST_SECONDS_BETWEEN_LOOKS = 1.0
 _HANGS = 1  # the exit code
+# https://docs.pytorch.org/docs/stable/torch_nccl_environment_variables.html
+_SIZE, _PIPE, _DUMP = (
+    "TORCH_FR_BUFFER_SIZE",
+    "TORCH_NCCL_DEBUG_INFO_PIPE_FILE",
+    "TORCH_FR_DUMP_TEMP_FILE",
+)
+_SECONDS_TO_DUMP = 10.0
+
+
+def record_collectives(*, rank: int) -> None:
+    """Has torch's flight recorder keep the last collectives of NCCL, and dump them when asked to.
+
+    Before the process group is made. What the environment says already stays.
+    """
+    # No folder that others may write, and one name for all ranks, by which torch's reader merges.
+    folder = Path("~/.cache/msam_scale").expanduser()
+    stem = str(folder / f"collectives-{os.environ.get('MASTER_PORT', os.getpid())}-rank-")
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in ((_SIZE, "2000"), (_PIPE, stem), (_DUMP, stem)):
+            os.environ.setdefault(name, value)
+        Path(f"{os.environ[_DUMP]}{rank}").unlink(missing_ok=True)  # of an earlier run
 
 
 class Watchdog:
@@ -58,6 +82,14 @@ class Watchdog:
         self._closed.set()
         if self._thread.is_alive():
             self._thread.join()
+        if (pipe := self._pipe) is not None:
+            pipe.unlink(missing_ok=True)
+
+    @property
+    def _pipe(self) -> Path | None:
+        """Into which something is written to have torch dump its flight recorder."""
+        stem = os.environ.get(_PIPE)
+        return Path(f"{stem}{self._rank}.pipe") if stem else None
 
     def _watch(self) -> None:
         assert self._timeout is not None
@@ -78,15 +110,35 @@ class Watchdog:
             step, phase = self._mark
             place = place_of_main_thread()
             faulthandler.dump_traceback(file=2, all_threads=True)
+            dump = self._dumped_collectives()
             behind = self._ranks_behind(step, phase)
             text = (
                 f"msam-scale, rank {self._rank}: no progress for {self._timeout:g} s in {phase} of "
-                f"step {step}; waiting in {place}{behind}\n"
+                f"step {step}; waiting in {place}{behind}{dump}\n"
             )
             # os.write: another thread may hold the lock of sys.stderr for ever.
             os.write(2, text.encode())
         finally:
             os._exit(_HANGS)
+
+    def _dumped_collectives(self) -> str:
+        """Where torch's flight recorder is, in words; nothing where there is none, as with gloo."""
+        if (pipe := self._pipe) is None:
+            return ""
+        dump = Path(f"{os.environ.get(_DUMP, '')}{self._rank}")
+        with suppress(OSError):
+            writing = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)  # fails where nobody reads
+            os.write(writing, b"1")
+            end = time.monotonic() + _SECONDS_TO_DUMP
+            while not dump.is_file() and time.monotonic() < end:
+                time.sleep(_MOST_SECONDS_BETWEEN_LOOKS / 10)
+            pipe.unlink(missing_ok=True)
+        if not dump.is_file():
+            return ""
+        return (
+            f"; torch's flight recorder of the last collectives is in {dump} "
+            "(python -m torch.distributed.flight_recorder.fr_trace reads it)"
+        )
 
     def _ranks_behind(self, step: int, phase: str) -> str:
         if self.heartbeats is None:

@@ -47,6 +47,7 @@ class PreparedRun:
         num_steps: optimizer steps of the run.
         folder: the run's folder and what is in it already.
         notes: what the config means that its author may not expect, a line each.
+        anew: the layers that pretrained weights leave at their initial values.
     """
 
     config: Config
@@ -56,18 +57,25 @@ class PreparedRun:
     num_steps: int
     folder: RunFolder
     notes: tuple[str, ...] = ()
+    anew: tuple[str, ...] = ()
 
 
 def prepare_run(
-    source: str | Path, *, overrides: Iterable[str] = (), world_size: int
+    source: str | Path, *, overrides: Iterable[str] = (), world_size: int, tries_model: bool = True
 ) -> PreparedRun:
     """Loads the config, opens the data, builds the model, finds the checkpoint; writes nothing.
+
+    Args:
+        source: a config file.
+        overrides: settings that go before the file's.
+        world_size: ranks.
+        tries_model: whether the model is given a sample, which one rank does for all.
 
     Raises:
         ConfigError: everything that is wrong, together.
     """
     loaded = load(source, overrides=overrides, world_size=world_size, for_training=True)
-    prepared = _prepare(loaded, world_size=world_size)
+    prepared = _prepare(loaded, world_size=world_size, tries_model=tries_model)
     assert prepared is not None
     return prepared
 
@@ -100,10 +108,13 @@ def check_run(
     return loaded
 
 
-def _prepare(loaded: Loaded, *, world_size: int, with_data: bool = True) -> PreparedRun | None:
+def _prepare(
+    loaded: Loaded, *, world_size: int, with_data: bool = True, tries_model: bool = True
+) -> PreparedRun | None:
     """A run, or None where there are no data to look at."""
     config, findings = loaded.config, Findings(loaded.located)
     train = data = model = folder = None
+    anew: list[str] = []
     if with_data and config.data.train is not None:
         with findings.collected("data.train"):
             train = open_run_split(config.data.train, config)
@@ -139,10 +150,12 @@ def _prepare(loaded: Loaded, *, world_size: int, with_data: bool = True) -> Prep
             check_model_name(config.model.source, config.model.name)
             description = _stand_in(config) if data is None else data.task.description()
             checkpoint = None if folder is None else folder.weights_from
-            model = _build(config, description, checkpoint=checkpoint)
+            request = _request(config, description, checkpoint=checkpoint)
+            model = build_model(config.model.source, request, seed=config.run.seed)
+            anew = request.anew
             with findings.collected("batch.norm_samples", related=_BATCH_KEYS):
                 check_batch_norm(model, config, world_size=world_size)
-            if data is not None:
+            if data is not None and tries_model:
                 with findings.collected(
                     "model.name", related=(*_MODEL_KEYS, "data.transform", "data.train")
                 ):
@@ -162,6 +175,7 @@ def _prepare(loaded: Loaded, *, world_size: int, with_data: bool = True) -> Prep
         num_steps=num_steps,
         folder=folder,
         notes=loaded.notes,
+        anew=tuple(anew),
     )
 
 
@@ -199,14 +213,16 @@ def _stand_in(config: Config) -> dict[str, Any]:
     return {"kind": kind, "num_classes": num_classes, "num_channels": channels}
 
 
-def _build(config: Config, description: dict[str, Any], *, checkpoint: Path | None) -> nn.Module:
+def _request(
+    config: Config, description: dict[str, Any], *, checkpoint: Path | None
+) -> ModelRequest:
     # A checkpoint has all weights: the file or hub that they once came from may be gone.
     starts = checkpoint is None
     weights = config.model.weights if starts else None
     settings = None
     if checkpoint is not None:
         settings = Progress.read(checkpoint).extra.get("model_settings")
-    request = ModelRequest(
+    return ModelRequest(
         name=str(config.model.name),
         **description,
         arguments=config.model.args,
@@ -214,7 +230,6 @@ def _build(config: Config, description: dict[str, Any], *, checkpoint: Path | No
         settings=settings,
         weights=None if weights is None else Path(weights).expanduser(),
     )
-    return build_model(config.model.source, request, seed=config.run.seed)
 
 
 def _steps_per_epoch(config: Config, index: SampleIndex) -> int:

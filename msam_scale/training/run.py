@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from data_pipelines import DevicePrefetcher, MicroBatchLoader
+from msam_scale.batch_tree import Batch
+from msam_scale.config import Config
 from msam_scale.errors import NonFiniteStepError
 from msam_scale.initialization import initialize
 from msam_scale.models import model_settings
@@ -27,6 +30,9 @@ from msam_scale.training.measurements import Measurements
 from msam_scale.training.prepare import PreparedRun
 from msam_scale.training.rollback import Rollbacks
 from msam_scale.training.saving import Saver
+
+# That a line names.
+_MOST_LAYERS = 5
 
 
 @dataclass(frozen=True)
@@ -54,40 +60,67 @@ class Outcome:
     stopped_by: str | None
 
 
-def run_training(prepared: PreparedRun, *, ranks: Ranks, supervision: Supervision) -> Outcome:
+def run_training(
+    prepared: PreparedRun, *, ranks: Ranks, supervision: Supervision, dry_run: bool = False
+) -> Outcome:
     """Trains from the run's checkpoint, or from the start, to the last step. Collective.
 
     Evaluates and saves on the way as the config says, and once at the end; or saves and ends when
     it is asked to stop.
 
+    Args:
+        prepared: the run.
+        ranks: this process's place among all.
+        supervision: of this process.
+        dry_run: end where the first step would begin, with its mini-batch loaded. Nothing is
+            written, and what can be said is.
+
     Raises:
         UserError: damaged data, or a model that cannot be trained as asked.
         NonFiniteError: more losses or gradients were not finite than `objective` allows.
     """
-    run = _Run(prepared, ranks=ranks, supervision=supervision)
-    try:
+    with ExitStack() as opened:
+        run = _Run(prepared, ranks=ranks, supervision=supervision, opened=opened, dry_run=dry_run)
         return run.train()
-    finally:
-        run.close()
+
+
+def _without_records(config: Config) -> Config:
+    """For a run that writes nothing, and says what it does."""
+    quiet = {"jsonl": False, "tensorboard": False, "deepspeed_tensorboard": None, "progress": True}
+    return config.model_copy(update={"monitor": config.monitor.model_copy(update=quiet)})
 
 
 class _Run:
-    """One start of a run."""
+    """One start of a run; what it opens is closed with `opened`, however far it comes."""
 
-    def __init__(self, prepared: PreparedRun, *, ranks: Ranks, supervision: Supervision) -> None:
+    def __init__(
+        self,
+        prepared: PreparedRun,
+        *,
+        ranks: Ranks,
+        supervision: Supervision,
+        opened: ExitStack,
+        dry_run: bool,
+    ) -> None:
+        if dry_run:
+            prepared = replace(prepared, config=_without_records(prepared.config))
+        self._is_dry = dry_run
         self._prepared = prepared
         self._supervision = supervision
         self._config = prepared.config
         self._names = {name for name, _ in prepared.model.named_parameters()}
-        self._engine = initialize(
-            prepared.model,
-            config=self._config,
-            loss_fn=prepared.data.task.loss_fn(
-                dtype=PRECISIONS[self._config.precision].parameters,
-                label_smoothing=self._config.training.label_smoothing,
-            ),
-            num_steps=prepared.num_steps,
+        loss_fn = prepared.data.task.loss_fn(
+            dtype=PRECISIONS[self._config.precision].parameters,
+            label_smoothing=self._config.training.label_smoothing,
         )
+        with supervision.stop.ending_children():  # DeepSpeed may compile its optimizer
+            self._engine = initialize(
+                prepared.model,
+                config=self._config,
+                loss_fn=loss_fn,
+                num_steps=prepared.num_steps,
+            )
+        opened.callback(self._engine.close)
         extra: dict[str, Any] = {}
         self._candidates = prepared.folder.candidates
         if self._candidates.newest is not None:
@@ -106,9 +139,9 @@ class _Run:
         self._num_hosts = len(set(ranks.gathered(platform.node())))
         self._has_ascended = False
         self._data_set = data_set_description(prepared.data.train)
-        self._lock: IO[bytes] | None = None
         self._told: list[str] = []
-        ranks.on_first(self._start_folder)
+        if not dry_run:
+            ranks.on_first(lambda: self._start_folder(opened))
         self._monitor = Monitor(
             self._config,
             folder=prepared.folder.path,
@@ -116,6 +149,7 @@ class _Run:
             num_steps=prepared.num_steps,
             speaks=ranks.is_first,
         )
+        opened.callback(self._monitor.close)
         for line in (*prepared.notes, *self._told):
             self._monitor.warn(line)
         self._measurements = Measurements(
@@ -125,6 +159,7 @@ class _Run:
             report=self._report_line,
             due=extra.get("due", []),
         )
+        opened.callback(self._measurements.close)
         self._saver = Saver(
             self._engine,
             section=self._config.checkpoint,
@@ -134,6 +169,7 @@ class _Run:
             warn=self._monitor.warn,
             saved=self._rollbacks.saved,
         )
+        opened.callback(self._saver.settle)
         self._supervision.beat("starting", step=self._first_step)
         self._throughput = self._measure_throughput()
 
@@ -144,7 +180,8 @@ class _Run:
             self._train_to_the_end()
         except StopAgreedError:
             stopped_by = self._supervision.stop.reason
-            self._save_before_stopping()
+            if not self._is_dry:
+                self._save_before_stopping()
         return Outcome(
             folder=self._prepared.folder.path,
             num_steps=self._engine.num_steps_done,
@@ -156,17 +193,8 @@ class _Run:
             stopped_by=stopped_by,
         )
 
-    def close(self) -> None:
-        """Finishes what is being written, and leaves the run's folder to others."""
-        self._saver.settle()
-        self._measurements.close()
-        self._engine.close()
-        self._monitor.close()
-        if self._lock is not None:
-            self._lock.close()
-
-    def _start_folder(self) -> None:
-        self._lock = self._prepared.folder.start(self._config)
+    def _start_folder(self, opened: ExitStack) -> None:
+        opened.enter_context(self._prepared.folder.start(self._config))
         self._told = self._candidates.put_in_order()
         if (before := self._prepared.folder.num_steps_before) is not None:
             self._told.append(self._longer_than(before))
@@ -186,7 +214,7 @@ class _Run:
         """What starts, in a line."""
         engine, config, plan = self._engine, self._config, self._engine.plan
         parameters = sum(x.numel() for name, x in engine.whole_state.items() if name in self._names)
-        weights = self._prepared.folder.start_from
+        weights, anew = self._prepared.folder.start_from, self._prepared.anew
         return (
             f"{config.model.name} ({parameters:,} parameters, "
             f"{self._prepared.data.task.num_classes} classes), {config.sharding.strategy}, "
@@ -194,15 +222,19 @@ class _Run:
             f"{plan.groups} group(s) of {plan.group_size}; {engine.algorithm}, "
             f"B = {plan.batch_size}, m = {plan.micro_batches}; {self._prepared.num_steps} steps"
             f"{f', weights and optimizer of {weights}' if weights else ''}"
+            f"{'; initialised anew: ' if anew else ''}{', '.join(anew[:_MOST_LAYERS])}"
+            f"{', …' if len(anew) > _MOST_LAYERS else ''}"
         )
 
     def _say_first_ascent(self, result: StepResult) -> None:
         """What the first ascent of a start does, so that one that is off is seen at once."""
-        objective = self._config.objective
+        objective, plan, alignment = self._config.objective, self._engine.plan, result.alignment
+        told = "" if alignment is None else f", {alignment:.3g} of ‖g_j‖ ‖ε‖ more"
         self._monitor.say(
             f"step {self._engine.num_steps_done}, ascent {objective.ascent}: ρ = {objective.rho}, "
-            f"mean ‖g_j‖ = {result.ascent_norm:.4g} over {self._engine.plan.micro_batches} "
-            f"micro-batches; loss {result.loss:.6g} at w, {result.perturbed_loss:.6g} at w + ε"
+            f"mean ‖ε‖ = {result.perturbation_norm:.4g}, mean ‖g_j‖ = {result.ascent_norm:.4g} "
+            f"over {plan.micro_batches} micro-batches in {plan.groups} group(s); loss "
+            f"{result.loss:.6g} at w, {result.perturbed_loss:.6g} at w + ε{told}"
         )
 
     def _train_to_the_end(self) -> None:
@@ -213,6 +245,9 @@ class _Run:
             self._monitor.say(f"resumed after step {of_all}")
         self._engine.train()
         self._supervision.start_check()
+        if self._is_dry:
+            self._load_first_mini_batch()
+            return
         if self._rollbacks.lacks_checkpoint:
             self._saver.save_last(self._extra())
         with self._aside():
@@ -230,23 +265,34 @@ class _Run:
             return error.with_traceback(None)  # which would keep the loader's processes alive
         return None
 
+    def _batches(self) -> Iterator[Batch]:
+        """The micro-batches of this rank, from the next step on."""
+        device = self._engine.ranks.device
+        return self._supervision.loading(iter(DevicePrefetcher(self._loader, device=device)))
+
+    def _load_first_mini_batch(self) -> None:
+        """What this rank supplies of it; none where all steps are done."""
+        batches = self._batches()
+        loaded = list(itertools.islice(batches, self._engine.plan.sequential))
+        shown = len(loaded) * self._engine.plan.slice_size
+        self._monitor.say(f"the first mini-batch is there, {shown} samples of it on this rank")
+
     def _take_steps(self) -> None:
         """The loop over steps."""
         engine, num_steps = self._engine, self._prepared.num_steps
         for number, stretch in enumerate(self._stretches):
             if number:
                 self._enter(stretch)
-            batches = self._supervision.loading(
-                iter(DevicePrefetcher(self._loader, device=engine.ranks.device))
-            )
+            batches = self._batches()
             for step in range(stretch.start + 1, stretch.stop + 1):
                 self._supervision.beat("step", step=step)
                 learning_rate, ascends = engine.learning_rate, engine.algorithm != "vanilla"
                 reports = step % self._config.monitor.every == 0 or step == num_steps
-                result = engine.train_step(batches, measure_fidelity=reports)
+                is_first_ascent = ascends and not self._has_ascended
+                result = engine.train_step(batches, measure_fidelity=reports or is_first_ascent)
                 self._throughput.count()
                 self._monitor.advance()
-                if ascends and not self._has_ascended:
+                if is_first_ascent:
                     self._has_ascended = True
                     self._say_first_ascent(result)
                 if reports:

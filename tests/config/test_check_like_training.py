@@ -122,6 +122,13 @@ def test_data_that_are_named_have_to_be_there(
     assert main(["config", "check", config, "data.train=null", "data.val=null"]) == 0
 
 
+def test_what_an_optimizer_of_torch_cannot_do_is_said_with_the_way(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "check", config, "optimizer.args.layer_decay=0.75"]) == 2
+    assert "create_optimizer_v2(model, layer_decay=0.75)" in capsys.readouterr().err
+
+
 def test_what_only_a_run_needs_is_asked_of_a_run(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -14,7 +14,8 @@ import pytest
 from deepspeed_configs import GOOD, OURS, load, refusal, zero
 from pydantic import BaseModel
 
-from msam_scale.config import load_config
+from msam_scale.config import Config, load_config
+from msam_scale.config.deepspeed.engine_settings import engine_settings
 from msam_scale.config.load import load as load_with_notes
 from msam_scale.optimization.from_config import optimizer_builder
 
@@ -114,7 +115,24 @@ def written_out(key: str, default: Any) -> dict[str, Any]:
     return value
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+def read_by_deepspeed(config: Config) -> dict[str, Any]:
+    """What the engine of a ZeRO config is started with, as DeepSpeed understands it."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    read = vars(DeepSpeedConfig(engine_settings(config, world_size=1, chunk_samples=2)))
+    read["zero_config"] = sections = read["zero_config"].model_dump()
+    for name in ("offload_param", "offload_optimizer"):
+        if sections[name] is not None and sections[name]["device"] == "none":
+            sections[name] = None  # as DeepSpeed asks for it
+    plain = bool | int | float | str | dict | BaseModel | None
+    return {
+        name: value
+        for name, value in read.items()
+        if isinstance(value, plain) and name != "_param_dict"
+    }
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
 @pytest.mark.parametrize("source", [of_constants, of_models, of_whole_sections])
 def test_a_default_that_is_written_out_changes_nothing(source: Any, stage: int) -> None:
     defaults = source()
@@ -124,11 +142,14 @@ def test_a_default_that_is_written_out_changes_nothing(source: Any, stage: int) 
         section = {**zero(stage), **part.pop("zero_optimization", {})}
         if key.endswith((".stage", ".leaf_module")):
             continue  # the latter a list of class names, which nobody writes out
-        ours = load(zero_optimization=zero(stage)).to_dict()
-        with_default = load(**part, zero_optimization=section).to_dict()
-        for config in (ours, with_default):
-            del config["sharding"]["deepspeed"]  # where it is handed on, DeepSpeed reads it
-        assert with_default == ours, key
+        configs = load(zero_optimization=zero(stage)), load(**part, zero_optimization=section)
+        if stage:
+            without, with_default = map(read_by_deepspeed, configs)
+            assert with_default == without, key
+        ours, theirs = (config.to_dict() for config in configs)
+        for config in (ours, theirs):
+            del config["sharding"]["deepspeed"]  # where it is handed on, DeepSpeed has read it
+        assert theirs == ours, key
 
 
 def test_a_missing_clipping_is_deepspeeds_own() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from msam_scale.batch_plan import BatchPlan
 from msam_scale.config import Config, ConfigError, check_config, check_for_training, load_config
 from msam_scale.config.keys import STAND_INS, all_keys, nested
+from msam_scale.config.suggestions import OTHER_NAMES, WAYS
 from msam_scale.errors import UserError
 
 GOOD: dict[str, Any] = {"batch.size": 64, "objective.micro_batches": 8}
@@ -33,6 +34,12 @@ def keys_of(settings: dict[str, Any]) -> list[str]:
 @pytest.mark.parametrize(("settings", "line"), TABLE["refused"])
 def test_a_mistake_is_refused_in_one_line(settings: dict[str, Any], line: str) -> None:
     assert_refused(f"config: {line}", load, settings)
+
+
+def test_names_from_elsewhere_lead_to_keys_that_exist() -> None:
+    assert set(OTHER_NAMES.values()) < set(all_keys())
+    ours = {key.rpartition(".")[2] for key in all_keys()}
+    assert not ours.intersection([*OTHER_NAMES, *WAYS]), "a key of ours goes by its own name"
 
 
 @pytest.mark.parametrize(("settings", "line"), TABLE["refused on 4 ranks"])

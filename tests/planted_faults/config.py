@@ -162,6 +162,14 @@ FAULTS = (
         _MISTAKES,
     ),
     Fault(
+        "names-from-elsewhere-are-guessed-at",
+        "msam_scale/config/suggestions.py",
+        "    return WAYS.get(_plain(name))\n",
+        "    return None\n",
+        "What is one argument elsewhere and none here is refused with the way.",
+        _MISTAKES,
+    ),
+    Fault(
         "a-phase-of-msam-needs-no-micro-batches",
         "msam_scale/config/objective_checks.py",
         'if "msam" in (algorithm, *in_phases) and micro_batches is None:',

@@ -228,6 +228,14 @@ FAULTS = (
         _MISTAKES,
     ),
     Fault(
+        "a-norm-that-is-asked-for-is-computed-twice",
+        f"{_FOLDER}/zero_keys.py",
+        '    "compute_grad_norm": EITHER,',
+        '    "compute_grad_norm": PassedOn("flag", True),',
+        "A default of DeepSpeed's means the same written out and left out.",
+        ("tests/config/test_deepspeed_defaults.py",),
+    ),
+    Fault(
         "auto-is-left-out",
         f"{_FOLDER}/translation.py",
         "    _refuse_auto(values, findings=findings)\n",

@@ -18,6 +18,8 @@ _RANK = "launch/train.py"
 _OF_ROLLBACK = "tests/training/test_rollback.py"
 _OF_RUNS = "tests/training/test_training_runs.py"
 _OF_RANKS = "tests/training/test_runs_on_ranks.py"
+_OF_COMPILATION = "tests/test_deepspeed_compilation.py"
+_OF_HABITS = "tests/training/test_habits.py"
 _OF_STOPS = "tests/supervision/test_stop_request.py"
 _OF_THE_WATCHDOG = "tests/supervision/test_watchdog.py"
 _OF_MEASUREMENTS = "tests/supervision/test_due_measurements.py"
@@ -69,6 +71,54 @@ FAULTS = (
         claim="TensorBoard shows each step of a run once, also after a rollback.",
         tests=(f"{_OF_ROLLBACK}::test_a_run_goes_back_and_on_with_later_data",),
     ),
+    Fault(
+        name="the-live-line-leaves-f1-out",
+        file="msam_scale/monitoring/progress.py",
+        old='    "f1",\n',
+        new="",
+        claim="What `training.metrics` asks for is shown while a run trains.",
+        tests=("tests/training/test_text_runs.py::test_a_run_reports_the_metrics",),
+    ),
+    Fault(
+        name="a-new-head-is-not-told",
+        file="msam_scale/models/weights.py",
+        old="    return heads if is_anew else ()",
+        new="    return ()",
+        claim="A start says which layers pretrained weights leave at their initial values.",
+        tests=(f"{_OF_HABITS}::test_a_start_says_what_the_weights_of_a_file_leave_anew",),
+    ),
+    Fault(
+        name="a-failed-start-keeps-the-folder",
+        file=_RUN,
+        old="        opened.enter_context(self._prepared.folder.start(self._config))\n",
+        new="        self._lock = self._prepared.folder.start(self._config)\n",
+        claim="A run that fails before its first step leaves its folder to others.",
+        tests=(f"{_OF_HABITS}::test_a_run_that_fails_before_its_first_step_lets_go_of_its_folder",),
+    ),
+    Fault(
+        name="channels-are-compared-late",
+        file="msam_scale/training/tasks/images.py",
+        old="        normalise(blank, preset=transform, dtype=torch.float32)\n",
+        new="",
+        claim="A transform for other channels is refused before a folder is written.",
+        tests=(f"{_OF_MISTAKES}::test_a_mistake_is_named_and_nothing_is_written",),
+    ),
+    Fault(
+        name="a-dry-run-takes-the-folder",
+        file=_RUN,
+        old="        if not dry_run:\n            ranks.on_first",
+        new="        if True:\n            ranks.on_first",
+        claim="A dry run leaves nothing of a run behind.",
+        tests=(f"{_OF_HABITS}::test_a_dry_run_does_all_but_the_first_step",),
+    ),
+    Fault(
+        name="a-dry-run-loads-no-data",
+        file=_RUN,
+        old="            self._load_first_mini_batch()\n",
+        new="",
+        claim="A dry run finds what is wrong with the data of the first step.",
+        tests=(f"{_OF_HABITS}::test_a_dry_run_does_all_but_the_first_step",),
+    ),
     # Stops.
     Fault(
         name="reasons-of-ranks-add-up",
@@ -109,6 +159,48 @@ FAULTS = (
         new="",
         claim="A program that trains has its signals back afterwards.",
         tests=(f"{_OF_STOPS}::test_signals_are_given_back",),
+    ),
+    Fault(
+        name="a-closed-terminal-kills",
+        file="msam_scale/supervision/signals.py",
+        old="signal.SIGINT, signal.SIGHUP)",
+        new="signal.SIGINT)",
+        claim="A run whose terminal is closed saves and ends.",
+        tests=(f"{_OF_STOPS}::test_how_a_signalled_process_ends",),
+    ),
+    Fault(
+        name="a-stop-leaves-the-compiler",
+        file=_STOP,
+        old="                        child.terminate()\n",
+        new="                        child.status()\n",
+        claim="A stop while DeepSpeed compiles ends the compiler and the run.",
+        tests=(f"{_OF_COMPILATION}::test_a_stop_during_a_build_ends_the_compiler",),
+    ),
+    Fault(
+        name="a-build-that-is-stopped-is-a-failed-one",
+        file=_STOP,
+        old='            if self._asked:\n                _end(_name(self._asked), "stopped before',
+        new='            if False:\n                _end(_name(self._asked), "stopped before',
+        claim="A run that is stopped while it is set up ends with the code of a stopped run.",
+        tests=(f"{_OF_COMPILATION}::test_a_stop_during_a_build_ends_the_compiler",),
+    ),
+    Fault(
+        name="a-failed-build-is-a-refused-setting",
+        file="msam_scale/optimization/from_config.py",
+        old="            compile_code_of(cls)\n",
+        new="",
+        claim="A failed build of DeepSpeed's says in a line what is missing.",
+        tests=(f"{_OF_COMPILATION}::test_a_build_that_fails_is_a_line",),
+    ),
+    Fault(
+        name="the-flight-recorder-stays-in-memory",
+        file=_WATCHDOG,
+        old='            os.write(writing, b"1")\n',
+        new="",
+        claim="A rank that hangs in a collective has torch dump its flight recorder.",
+        tests=(
+            f"{_OF_THE_WATCHDOG}::test_torchs_flight_recorder_is_asked_for_the_last_collectives",
+        ),
     ),
     Fault(
         name="an-orphan-lives-on",

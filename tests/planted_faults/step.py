@@ -37,6 +37,22 @@ FAULTS = (
         tests=(_ALONE,),
     ),
     Fault(
+        name="a-perturbation-is-measured-on-a-ranks-shards",
+        file="msam_scale/step.py",
+        old="length=sharding.square_sum(sharding.ascent_gradient.flat).sqrt(),",
+        new="length=sharding.ascent_gradient.flat.norm().double(),",
+        claim="The reported length of ε is that of the whole perturbation, on every layout.",
+        tests=("tests/test_contract.py",),
+    ),
+    Fault(
+        name="a-rise-in-the-loss-is-measured-against-nothing",
+        file="msam_scale/step_summary.py",
+        old="(self._perturbed_loss - self._loss) / self._linear_rise",
+        new="self._perturbed_loss / self._linear_rise",
+        claim="An ascent that is off is seen in the line about the first one.",
+        tests=("tests/training/test_habits.py::test_an_ascent_is_measured_where_it_is_asked_for",),
+    ),
+    Fault(
         name="statistics-are-recorded-in-both-passes",
         file="msam_scale/passes.py",
         old="records_statistics=at_weights)",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -91,10 +92,21 @@ def _waits_for_ever() -> None:
     time.sleep(60)
 
 
-def _before_the_ranks_have_joined() -> None:
+def _before_the_ranks_have_joined(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_DFL)  # the tests themselves may run under nohup
     StopRequest(grace=60.0, code=75).listen()
-    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), number)
     time.sleep(60)
+
+
+def _once_they_have(number: signal.Signals) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    stop = _request()
+    stop.listen()
+    os.kill(os.getpid(), number)
+    while not stop.poll():
+        time.sleep(0.01)
+    os._exit(75 if stop.reason == number.name else 1)
 
 
 @pytest.mark.parametrize(
@@ -103,11 +115,13 @@ def _before_the_ranks_have_joined() -> None:
         (_signalled_twice, (0.1,), 75),  # launchers send a signal several times
         (_signalled_twice, (2.2,), 128 + signal.SIGINT),
         (_waits_for_ever, (), 128 + signal.SIGTERM),
-        (_before_the_ranks_have_joined, (), 75),
+        (_before_the_ranks_have_joined, (signal.SIGTERM,), 75),
+        (_before_the_ranks_have_joined, (signal.SIGHUP,), 75),  # a terminal that closes
+        (_once_they_have, (signal.SIGHUP,), 75),
     ],
 )
 def test_how_a_signalled_process_ends(
-    function: Callable[..., None], arguments: tuple[float, ...], code: int
+    function: Callable[..., None], arguments: tuple[Any, ...], code: int
 ) -> None:
     assert ended(function, *arguments) == code
 

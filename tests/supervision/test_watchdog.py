@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import threading
 import time
@@ -21,6 +22,7 @@ from msam_scale.supervision import heartbeats as heartbeats_module
 from msam_scale.supervision.heartbeats import Heartbeat, Heartbeats
 from msam_scale.supervision.lost_rank import lost_rank
 from msam_scale.supervision.own_frames import place_of_main_thread
+from msam_scale.supervision.watchdog import record_collectives
 
 _INTERVAL = 0.05
 Marks = dict[int, tuple[int, str]]
@@ -150,6 +152,30 @@ def test_a_process_without_a_beat_says_where_it_hangs_and_ends(
         "msam-scale, rank 0: no progress for 0.3 s in evaluation of step 3; waiting in code "
         "outside of msam_scale; ranks that have not come as far: rank 2 (never heard of)\n"
     )
+
+
+def _hangs_in_a_collective(folder: str) -> None:
+    say_into(f"{folder}/log")
+    os.environ.update(HOME=folder, MASTER_PORT="4711")
+    record_collectives(rank=3)
+    # As torch's monitor of NCCL does: it makes a pipe, and dumps when something comes.
+    stem = Path(os.environ["TORCH_NCCL_DEBUG_INFO_PIPE_FILE"])
+    pipe = Path(f"{stem}3.pipe")
+    os.mkfifo(pipe)
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    Watchdog(timeout=0.2, rank=3).start()
+    select.select([reading], [], [], 60)
+    assert os.read(reading, 1)
+    Path(f"{os.environ['TORCH_FR_DUMP_TEMP_FILE']}3").write_bytes(b"collectives")
+    time.sleep(300)
+
+
+def test_torchs_flight_recorder_is_asked_for_the_last_collectives(tmp_path: Path) -> None:
+    assert ended(_hangs_in_a_collective, str(tmp_path)) == 1
+    dump = tmp_path / ".cache/msam_scale/collectives-4711-rank-3"
+    said = (tmp_path / "log").read_text()
+    assert f"flight recorder of the last collectives is in {dump} (" in said
+    assert list(dump.parent.iterdir()) == [dump], "no pipe is left"
 
 
 def _beats_before_and_after_a_break(log: str) -> None:

@@ -7,12 +7,13 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
@@ -21,11 +22,15 @@ from launch.cli import main
 from launch.local_ranks import start_ranks
 from msam_scale.checkpoint import read_weights
 from msam_scale.config import load_config
+from msam_scale.config.sections.faults import FaultsSection
+from msam_scale.models import ModelRequest, build_model
 from msam_scale.monitoring.deepspeed_events import DeepSpeedEvents
 from msam_scale.monitoring.metric_lines import read_metric_lines
 from msam_scale.monitoring.throughput import peak_of_data_sheet
+from msam_scale.ranks import join
 from msam_scale.step_summary import StepResult
-from msam_scale.supervision import StopRequest
+from msam_scale.supervision import StopRequest, Supervision
+from msam_scale.training import prepare_run, run_training
 
 
 def checkpoints(run: str) -> list[str]:
@@ -67,16 +72,6 @@ def test_a_full_disk_under_the_output_loses_lines_only(
     assert checkpoints("small") == ["step-00000002"]
 
 
-def test_a_terminal_that_closes_is_a_request_to_stop() -> None:
-    stop = StopRequest(grace=60, code=75)
-    stop.listen()
-    try:
-        stop.finish()  # a request before the ranks have joined would end the process
-        os.kill(os.getpid(), signal.SIGHUP)
-    finally:
-        stop.close()
-
-
 def test_nohup_keeps_its_meaning() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     stop = StopRequest(grace=60, code=75)
@@ -97,6 +92,45 @@ def test_a_program_of_the_ranks_name_in_the_working_folder_is_not_theirs(
         Path(f"{name}.py").write_text("raise SystemExit(0)\n")
     assert start_ranks(1, [config, "model.name=wrn-11-1"], grace=5) == 2
     assert "model.name" in capfd.readouterr().err
+
+
+def test_a_run_that_fails_before_its_first_step_lets_go_of_its_folder(config: str) -> None:
+    """Also while a program that has caught the error holds its traceback."""
+    prepared = prepare_run(config, world_size=1)
+    stop = Supervision(FaultsSection(), code=75)
+    Path("runs/small").mkdir(parents=True)
+    Path("runs/small/tensorboard").touch()
+    with pytest.raises(OSError, match="tensorboard"):
+        run_training(prepared, ranks=join(), supervision=stop)
+    held = [one.readlink() for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    assert not [path for path in held if "runs/small" in str(path)]
+
+
+def test_a_dry_run_does_all_but_the_first_step(
+    config: str, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a new run, of one that goes on and has another result, and of data that are damaged."""
+    words = ["train", config, "--dry-run", "monitor.progress=false"]
+    assert main([*words, "monitor.deepspeed_tensorboard=board"]) == 0
+    output = capsys.readouterr()
+    assert output.out == "dry run: all but the first step is done; runs/small is as it was\n"
+    assert output.err.startswith("wrn-10-1 (")
+    assert "the first mini-batch is there, 128 samples of it on this rank" in output.err
+    assert not Path("runs").exists()
+    assert not Path("board").exists()
+    train(config, "training.steps=2")
+    before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
+    capsys.readouterr()
+    assert main([*words, "training.steps=4"]) == 0
+    assert "resumed after step 2 of 4" in capsys.readouterr().err
+    assert main([*words, "objective.rho=0.3"]) == 2
+    shutil.copytree(digits, "data")
+    for shard in Path("data/train").glob("*.tar"):
+        content = shard.read_bytes()
+        shard.write_bytes(content[:640] + bytes(len(content) - 1664) + content[-1024:])
+    assert main([*words, "data.train=data/train", "run.name=other"]) == 2
+    assert "data/train" in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
 
 
 def steps_of(run: str) -> list[int]:
@@ -191,6 +225,8 @@ def test_the_command_says_its_version_and_what_there_is(
     error = capsys.readouterr().err
     for command in ("train", "export", "config"):
         assert command in error
+    assert main(["train", "run.yaml", "--lr", "0.1"]) == 2
+    assert "a setting is a word like optimizer.lr=0.1" in capsys.readouterr().err
 
 
 def test_torchruns_summary_has_the_line_of_a_rank_that_failed(
@@ -215,6 +251,28 @@ def test_a_step_is_printed_as_its_figures() -> None:
     assert repr(step).endswith("skipped=False)")
 
 
+def test_an_ascent_is_measured_where_it_is_asked_for() -> None:
+    """On a loss whose gradient is known: w is 3 in each of four places, and ε adds 1 to each."""
+
+    def loss(curvature: float) -> Callable[[torch.nn.Linear, torch.Tensor], torch.Tensor]:
+        return lambda model, batch: (model.weight + curvature * model.weight**2 / 2).sum()
+
+    for curvature, alignment in ((0.0, 1.0), (2.0, (7 + 9) / 2 / 7)):
+        model = torch.nn.Linear(4, 1, bias=False)
+        torch.nn.init.constant_(model.weight, 3.0)
+        config = {
+            "batch": {"size": 8, "check_split": False},
+            "objective": {"micro_batches": 4, "rho": 2.0},
+            "optimizer": {"lr": 0.0},
+        }
+        engine = msam_scale.initialize(model, config=config, loss_fn=loss(curvature))
+        step = engine.train_step(torch.ones(8, 4), measure_fidelity=True)
+        assert step.perturbation_norm == pytest.approx(2.0)
+        assert step.alignment == pytest.approx(alignment)
+        plain = engine.train_step(torch.ones(8, 4))
+        assert plain.perturbation_norm is plain.alignment is None
+
+
 def test_a_start_says_what_starts_and_what_its_first_ascent_does(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,8 +285,26 @@ def test_a_start_says_what_starts_and_what_its_first_ascent_does(
     found = re.search(r"loss ([0-9.]+) at w, ([0-9.]+) at w \+ ε", ascent)
     assert found is not None
     assert float(found[2]) > float(found[1]), "the ascent ascends"
+    assert "ρ = 0.05, mean ‖ε‖ = 0.05, " in ascent
+    assert "over 4 micro-batches in 1 group(s)" in ascent
+    figures = re.search(r"‖g_j‖ = ([0-9.]+) .* w \+ ε, ([0-9.]+) of ‖g_j‖ ‖ε‖ more", ascent)
+    assert figures is not None
+    rise = (float(found[2]) - float(found[1])) / (0.05 * float(figures[1]))
+    assert float(figures[2]) == pytest.approx(rise, rel=0.02)
     lines = [line for line in told if "step 3/4" in line]
     assert re.match(r"\d\d:\d\d:\d\d  step 3/4 .* 0:00:0\d left", lines[0])
+
+
+def test_a_start_says_what_the_weights_of_a_file_leave_anew(
+    config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for num_classes, told in ((7, "4 steps; initialised anew: head"), (10, "4 steps")):
+        request = ModelRequest("wrn-10-1", num_classes, num_channels=1)
+        save_file(build_model("msam_scale", request, seed=1).state_dict(), "w.safetensors")
+        words = ("training.steps=4", "model.weights=w.safetensors", f"run.name=of{num_classes}")
+        train(config, *words, "monitor.progress=true")
+        lines = capsys.readouterr().err.splitlines()
+        assert next(line for line in lines if line.startswith("wrn-10-1")).endswith(told)
 
 
 def test_float16_is_as_fast_as_bfloat16() -> None:

@@ -14,10 +14,12 @@ from rank_pool import OnRanks
 from runs_on_ranks import train
 from saved_state import checkpoint_weights, edit_progress
 
-from data_pipelines import SampleIndex
+from data_pipelines import SampleIndex, UserError
 from data_pipelines.index.format import offset_field
 from launch.cli import main
+from launch.train import _prepare_on_all
 from msam_scale.checkpoint import Progress
+from msam_scale.ranks import join
 
 pytestmark = pytest.mark.layouts
 _FIGURES = ("loss", "grad_norm", "ascent_norm", "accuracy", "samples")
@@ -103,6 +105,25 @@ def test_a_run_with_everything_depends_on_no_layout_and_no_restart(
     unmixed = ("run.name=plain", "training.mixup=null", "training.cutmix=null")
     assert main(["train", config, *words, *unmixed, "training.eval_every=6"]) == 0
     assert abs(metric_lines("plain")[0]["loss"] - metric_lines("one")[0]["loss"]) > 1e-3
+
+
+def _refusal(config: str) -> str:
+    words = ("model.source=timm", "model.name=test_vit", "model.args.img_size=160")
+    with pytest.raises(UserError) as caught:
+        _prepare_on_all(config, overrides=[*words, "batch.norm_samples=null"], ranks=join())
+    return str(caught.value)
+
+
+def test_what_one_rank_finds_out_is_refused_by_all(config: str, on_ranks: OnRanks) -> None:
+    """The first one gives the model an image, the others do not."""
+    first, second = on_ranks(2, _refusal, config)
+    assert "8 × 8 pixels" in first
+    assert second == first
+
+
+def test_a_dry_run_on_ranks_writes_nothing(config: str, tmp_path: Path, on_ranks: OnRanks) -> None:
+    on_ranks(2, train, config, str(tmp_path), [], dry_run=True)
+    assert not Path("runs").exists()
 
 
 # Layer norms and GELU only: rounding does not grow.

@@ -75,9 +75,15 @@ def weights(run: str, *, step: int) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_reports_the_metrics(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", config, "training.steps=48", "training.eval_every=24"]) == 0
-    assert "matthews correlation" in capsys.readouterr().out
+    words = ("training.steps=48", "training.eval_every=24", "monitor.progress=true")
+    assert main(["train", config, *words]) == 0
+    output = capsys.readouterr()
+    assert "matthews correlation" in output.out
     validations = lines("texts", "val")
+    live = [line for line in output.err.splitlines() if "  val  " in line]
+    for line, found in zip(live, validations, strict=True):
+        for name in ("loss", "accuracy", "f1", "matthews_correlation"):
+            assert f"  {name} {found[name]:.4g}" in line
     assert [line["step"] for line in validations] == [24, 48]
     assert validations[-1]["samples"] == 64
     # Words tell numpy's sentences from torch's within three epochs.
@@ -230,6 +236,11 @@ def _alone(algorithm: str, config: str, found: dict[str, Any]) -> tuple[Any, Any
         found[algorithm] = trained(config, (*_MINI_LM, *_ALGORITHMS[algorithm], *_DOUBLE))
     weights, evaluation = found[algorithm]
     return weights, evaluation
+
+
+def test_a_pretrained_body_has_a_classifier_that_starts_anew(config: str) -> None:
+    prepared = prepare_run(config, overrides=[*_MINI_LM, "objective.micro_batches=4"], world_size=1)
+    assert prepared.anew == ("classifier",)
 
 
 @pytest.mark.part("trajectories")

@@ -80,6 +80,10 @@ def one_of(*values: Any) -> Callable[[Any], bool]:
     return lambda value: any(type(value) is type(one) and value == one for one in values)
 
 
+EITHER = Refused("is not a choice: true or false works", accepts=one_of(True, False))
+"""For a flag that changes nothing here, whatever it says."""
+
+
 def disabled(value: Any) -> bool:
     """False, or a section that is not enabled."""
     return value is False or (isinstance(value, dict) and value.get("enabled", False) is False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from msam_scale.config.deepspeed.fates import (
+    EITHER,
     Fate,
     PassedOn,
     Refused,
@@ -74,7 +75,6 @@ TOP_LEVEL_KEYS: Mapping[str, Fate] = {
     "steps_per_print": Translated(into=("monitor.every",)),
     "tensorboard": Translated(into=("monitor.deepspeed_tensorboard",)),
     # What only changes how DeepSpeed works.
-    "zero_force_ds_cpu_optimizer": PassedOn("flag", True),
     "comms_logger": PassedOn("mapping", {"prof_all": True}),
     "disable_python_gc": PassedOn("flag", False),
     "log_level": PassedOn("text"),
@@ -97,6 +97,9 @@ TOP_LEVEL_KEYS: Mapping[str, Fate] = {
         "the engine itself refuses optimizers whose result depends on the sharding; leave it out",
         accepts=one_of(True),
     ),
+    # It has DeepSpeed refuse an optimizer of the caller's that would be slow on the host. Here it
+    # would refuse those of the config as well, which the engine makes.
+    "zero_force_ds_cpu_optimizer": EITHER,
     "torch_autocast": Refused(
         'leave it out; "bf16": {"enabled": true} computes in bfloat16 through torch.autocast',
         accepts=disabled,

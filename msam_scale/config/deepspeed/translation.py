@@ -22,6 +22,7 @@ from msam_scale.config.deepspeed.zero_keys import OFFLOAD_KEYS, ZERO_KEYS, offlo
 from msam_scale.config.describe import kind_of, listed, shown
 from msam_scale.config.keys import nested, sections
 from msam_scale.config.problems import Problem
+from msam_scale.config.suggestions import settings_meant
 
 # What the Hugging Face Trainer's own defaults come to.
 _TRAINERS = {
@@ -228,7 +229,7 @@ def _check_top_level(values: Mapping[str, Any], *, findings: Findings) -> None:
     for key, value in values.items():
         fate = TOP_LEVEL_KEYS.get(key)
         if fate is None:
-            near = difflib.get_close_matches(key, TOP_LEVEL_KEYS, n=1)
+            near = difflib.get_close_matches(key, TOP_LEVEL_KEYS, n=1) or _sections_of(key)
             known = TOP_LEVEL_KEYS.get(near[0]) if near else None
             hint = f"did you mean {near[0]}?" if near else "leave it out"
             if key in sections():
@@ -243,6 +244,16 @@ def _check_top_level(values: Mapping[str, Any], *, findings: Findings) -> None:
         elif isinstance(fate, PassedOn) and (works := fate.complaint(value)):
             message = f"{shown(value)} is {kind_of(value)}; {works} works"
             findings.refuse(key, message, unsettles=("sharding.deepspeed",))
+
+
+def _sections_of(name: str) -> list[str]:
+    """Where DeepSpeed has what is one of our keys, or goes by this name elsewhere."""
+    meant = settings_meant([name])
+    return [
+        key
+        for key, fate in TOP_LEVEL_KEYS.items()
+        if isinstance(fate, Translated) and meant.intersection(fate.into)
+    ]
 
 
 def _leave_rate_to_schedule(findings: Findings) -> None:

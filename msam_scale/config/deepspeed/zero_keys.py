@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from msam_scale.config.deepspeed.fates import Fate, PassedOn, Refused, Translated, one_of
+from msam_scale.config.deepspeed.fates import EITHER, Fate, PassedOn, Refused, Translated, one_of
 
 _QUANTIZED = (
     "what is sent in 8 or 4 bits is rounded by amounts that depend on the number of ranks, and the "
@@ -36,9 +36,7 @@ _STAGE_3: Mapping[str, Fate] = {
     "use_all_reduce_for_fetch_params": PassedOn("flag", False),
     "allgather_sequential": PassedOn("flag", False),
     # Either value is met: `engine.full_state_dict()` gathers, in full precision.
-    "gather_16bit_weights_on_model_save": Refused(
-        "is not a choice: true or false works", accepts=one_of(True, False)
-    ),
+    "gather_16bit_weights_on_model_save": EITHER,
 }
 
 _NO_OFFLOAD = {"device": "none", "pin_memory": True}
@@ -52,7 +50,7 @@ ZERO_KEYS: Mapping[str, Fate] = {
     "allgather_partitions": PassedOn("flag", True),
     "allgather_bucket_size": PassedOn("count", 500_000_000),
     "overlap_comm": PassedOn("flag"),
-    "compute_grad_norm": PassedOn("flag", True),
+    "compute_grad_norm": EITHER,  # the engine has the norm, and clips
     "offload_param": PassedOn("mapping", _NO_OFFLOAD),
     "offload_optimizer": PassedOn("mapping", _NO_OFFLOAD),
     "sub_group_size": PassedOn("count", 1_000_000_000),
