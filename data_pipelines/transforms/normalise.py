@@ -35,7 +35,8 @@ def normalise(images: torch.Tensor, *, preset: TransformPreset, dtype: torch.dty
         if len(values) != num_channels:
             raise UserError(
                 f"transform {preset.name!r} has the {what} of {len(values)} channels, "
-                f"but the images have {num_channels}"
+                f"but the images have {num_channels}; "
+                f"{preset.name}{',' if ':' in preset.name else ':'}statistics=none works"
             )
         row = _row(values, width, exact_dtype, images.device)
         if what == "mean":

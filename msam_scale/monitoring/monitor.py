@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +33,15 @@ class Monitor:
         self._speaks = speaks
         self._board_folder = folder / "tensorboard"
         self._lines = self._board = None
-        if speaks and section.jsonl:
-            self._lines = MetricLines(
-                folder / "metrics.jsonl", first_step=first_step, warn=self.warn
-            )
-        if speaks and section.tensorboard:
-            self._board = self._new_board(first_step)
+        with ExitStack() as opened:
+            if speaks and section.jsonl:
+                self._lines = MetricLines(
+                    folder / "metrics.jsonl", first_step=first_step, warn=self.warn
+                )
+                opened.callback(self._lines.close)
+            if speaks and section.tensorboard:
+                self._board = self._new_board(first_step)
+            opened.pop_all()
         self._progress = Progress(
             first_step=first_step, num_steps=num_steps, shown=speaks and section.progress
         )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from data_pipelines import DevicePrefetcher, MicroBatchLoader
 from msam_scale.errors import NonFiniteStepError
@@ -67,17 +67,21 @@ def run_training(prepared: PreparedRun, *, ranks: Ranks, supervision: Supervisio
         UserError: damaged data, or a model that cannot be trained as asked.
         NonFiniteError: more losses or gradients were not finite than `objective` allows.
     """
-    run = _Run(prepared, ranks=ranks, supervision=supervision)
-    try:
-        return run.train()
-    finally:
-        run.close()
+    with ExitStack() as opened:
+        return _Run(prepared, ranks=ranks, supervision=supervision, opened=opened).train()
 
 
 class _Run:
-    """One start of a run."""
+    """One start of a run; what it opens is closed with `opened`, however far it comes."""
 
-    def __init__(self, prepared: PreparedRun, *, ranks: Ranks, supervision: Supervision) -> None:
+    def __init__(
+        self,
+        prepared: PreparedRun,
+        *,
+        ranks: Ranks,
+        supervision: Supervision,
+        opened: ExitStack,
+    ) -> None:
         self._prepared = prepared
         self._supervision = supervision
         self._config = prepared.config
@@ -91,6 +95,7 @@ class _Run:
             ),
             num_steps=prepared.num_steps,
         )
+        opened.callback(self._engine.close)
         extra: dict[str, Any] = {}
         self._candidates = prepared.folder.candidates
         if self._candidates.newest is not None:
@@ -109,9 +114,8 @@ class _Run:
         self._num_hosts = len(set(ranks.gathered(platform.node())))
         self._has_ascended = False
         self._data_set = data_set_description(prepared.data.train)
-        self._lock: IO[bytes] | None = None
         self._told: list[str] = []
-        ranks.on_first(self._start_folder)
+        ranks.on_first(lambda: self._start_folder(opened))
         self._monitor = Monitor(
             self._config,
             folder=prepared.folder.path,
@@ -119,6 +123,7 @@ class _Run:
             num_steps=prepared.num_steps,
             speaks=ranks.is_first,
         )
+        opened.callback(self._monitor.close)
         for line in (*prepared.notes, *self._told):
             self._monitor.warn(line)
         self._measurements = Measurements(
@@ -137,6 +142,7 @@ class _Run:
             warn=self._monitor.warn,
             saved=self._rollbacks.saved,
         )
+        opened.callback(self._saver.settle)
         self._supervision.beat("starting", step=self._first_step)
         self._throughput = self._measure_throughput()
 
@@ -159,16 +165,8 @@ class _Run:
             stopped_by=stopped_by,
         )
 
-    def close(self) -> None:
-        """Finishes what is being written, and leaves the run's folder to others."""
-        self._saver.settle()
-        self._engine.close()
-        self._monitor.close()
-        if self._lock is not None:
-            self._lock.close()
-
-    def _start_folder(self) -> None:
-        self._lock = self._prepared.folder.start(self._config)
+    def _start_folder(self, opened: ExitStack) -> None:
+        opened.enter_context(self._prepared.folder.start(self._config))
         self._told = self._candidates.put_in_order()
         if (before := self._prepared.folder.num_steps_before) is not None:
             self._told.append(self._longer_than(before))

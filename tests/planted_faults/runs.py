@@ -86,6 +86,22 @@ FAULTS = (
         claim="A start says which layers pretrained weights leave at their initial values.",
         tests=(f"{_OF_HABITS}::test_a_start_says_what_the_weights_of_a_file_leave_anew",),
     ),
+    Fault(
+        name="a-failed-start-keeps-the-folder",
+        file=_RUN,
+        old="        opened.enter_context(self._prepared.folder.start(self._config))\n",
+        new="        self._lock = self._prepared.folder.start(self._config)\n",
+        claim="A run that fails before its first step leaves its folder to others.",
+        tests=(f"{_OF_HABITS}::test_a_run_that_fails_before_its_first_step_lets_go_of_its_folder",),
+    ),
+    Fault(
+        name="channels-are-compared-late",
+        file="msam_scale/training/tasks/images.py",
+        old="        normalise(blank, preset=transform, dtype=torch.float32)\n",
+        new="",
+        claim="A transform for other channels is refused before a folder is written.",
+        tests=(f"{_OF_MISTAKES}::test_a_mistake_is_named_and_nothing_is_written",),
+    ),
     # Stops.
     Fault(
         name="reasons-of-ranks-add-up",

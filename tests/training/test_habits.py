@@ -23,11 +23,14 @@ from launch.local_ranks import start_ranks
 from msam_scale.checkpoint import read_weights
 from msam_scale.config import load_config
 from msam_scale.models import ModelRequest, build_model
+from msam_scale.config.sections.faults import FaultsSection
 from msam_scale.monitoring.deepspeed_events import DeepSpeedEvents
 from msam_scale.monitoring.metric_lines import read_metric_lines
 from msam_scale.monitoring.throughput import peak_of_data_sheet
+from msam_scale.ranks import join
 from msam_scale.step_summary import StepResult
-from msam_scale.supervision import StopRequest
+from msam_scale.supervision import StopRequest, Supervision
+from msam_scale.training import prepare_run, run_training
 
 
 def checkpoints(run: str) -> list[str]:
@@ -89,6 +92,19 @@ def test_a_program_of_the_ranks_name_in_the_working_folder_is_not_theirs(
         Path(f"{name}.py").write_text("raise SystemExit(0)\n")
     assert start_ranks(1, [config, "model.name=wrn-11-1"], grace=5) == 2
     assert "model.name" in capfd.readouterr().err
+
+
+def test_a_run_that_fails_before_its_first_step_lets_go_of_its_folder(config: str) -> None:
+    """Also while a program that has caught the error holds its traceback."""
+    prepared = prepare_run(config, world_size=1)
+    stop = Supervision(FaultsSection(), code=75)
+    Path("runs/small").mkdir(parents=True)
+    Path("runs/small/tensorboard").touch()
+    with pytest.raises(OSError, match="tensorboard"):
+        run_training(prepared, ranks=join(), supervision=stop)
+    descriptors = (Path("/proc/self/fd") / name for name in os.listdir("/proc/self/fd"))
+    held = [os.readlink(one) for one in descriptors if one.is_symlink()]
+    assert not [path for path in held if "runs/small" in path]
 
 
 def steps_of(run: str) -> list[int]:

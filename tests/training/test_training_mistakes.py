@@ -19,6 +19,8 @@ MISTAKES = {
     "data.train=nowhere": ["data.train", "nowhere", "data prepare"],
     "data.val=nowhere": ["data.val", "nowhere"],
     "data.transform=inception": ["data.transform", "inception", "none"],
+    "data.transform=cifar_zero": ["data.transform", "3 channels", "cifar_zero:statistics=none"],
+    "data.transform=cifar_basic:cutout=4": ["data.transform", "cutout=4,statistics=none works"],
     "batch.chunk=3": ["batch.chunk", "3", "16"],
     "batch.norm_samples=null batch.chunk=12": ["batch.chunk", "12", "32"],
     "batch.norm_samples=5": ["batch.norm_samples", "5"],

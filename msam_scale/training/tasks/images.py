@@ -29,7 +29,7 @@ class ImageTask(Task):
         transform: what is done to the images.
 
     Raises:
-        UserError: the images would differ in size.
+        UserError: the images would differ in size, or have other channels than the transform.
     """
 
     kind = "images"
@@ -40,6 +40,8 @@ class ImageTask(Task):
         self._transform = transform
         self.image_shape = _image_shape(train, transform)
         """(height, width, channels) after the transform."""
+        blank, _ = self.blank_batch(device=torch.device("cpu"))
+        normalise(blank, preset=transform, dtype=torch.float32)
 
     @property
     def transform(self) -> TransformPreset:
