@@ -20,6 +20,8 @@ from scheduling import RanksInOneProcess
 from data_pipelines import prepare
 from tests.parts import PARTS
 
+# No test asks a hub: Hugging Face's libraries wait long for one that cannot be reached.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # One thread a process, also in ranks and commands, unless whoever starts the tests says otherwise.
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 # Two test processes and their ranks share the cores: how long an example takes says nothing.
