@@ -4,7 +4,13 @@ deepspeed --num_accelerators 2 launch/train.py CONFIG [KEY=VALUE …]
 torchrun --nproc-per-node 2 launch/train.py CONFIG [KEY=VALUE …]
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from msam_scale.supervision.launcher import LauncherWatch
+
+# Before the other imports, in whose seconds a launcher may be killed.
+_LAUNCHER = LauncherWatch() if __name__ == "__main__" else None
 
 import argparse
 import json
@@ -28,7 +34,8 @@ from msam_scale.config import load_config
 from msam_scale.config.sections.faults import FaultsSection
 from msam_scale.errors import NonFiniteError
 from msam_scale.ranks import Ranks, join, leave
-from msam_scale.supervision import StopRequest, Supervision
+from msam_scale.supervision.stop_request import StopRequest
+from msam_scale.supervision.supervision import Supervision
 from msam_scale.training import PreparedRun, prepare_run, run_training
 
 # What rank 0 needs to say what is wrong, and the launcher to end this rank for it.
@@ -59,7 +66,8 @@ def train_rank(config: str, *, overrides: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    supervision = Supervision(_faults(config, overrides=overrides), code=PREEMPTED)
+    faults = _faults(config, overrides=overrides)
+    supervision = Supervision(faults, code=PREEMPTED, launcher=_LAUNCHER)
     try:
         supervision.start()
         return _train_supervised(config, overrides=overrides, supervision=supervision)

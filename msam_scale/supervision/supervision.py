@@ -29,12 +29,16 @@ class Supervision:
     Args:
         faults: the config's section.
         code: exit code of a process that is stopped before it has joined the others.
+        launcher: what the program found of it before it imported anything; by default it is looked
+            for now.
     """
 
-    def __init__(self, faults: FaultsSection, *, code: int) -> None:
+    def __init__(
+        self, faults: FaultsSection, *, code: int, launcher: LauncherWatch | None = None
+    ) -> None:
         self.stop = StopRequest(grace=faults.grace, code=code)
         self._watchdog = Watchdog(timeout=faults.timeout, rank=int(os.environ.get("RANK", "0")))
-        self._launcher = LauncherWatch(self.stop.launcher_is_gone)
+        self._launcher = launcher or LauncherWatch()
         self._heartbeats: Heartbeats | None = None
         self.timeout = _NEVER
         """For process groups."""
@@ -45,7 +49,7 @@ class Supervision:
     def start(self) -> None:
         """Before this process joins the others. In the main thread."""
         self.stop.listen()
-        self._launcher.start()
+        self._launcher.start(self.stop.launcher_is_gone)
         self._watchdog.start()
 
     def join(self, ranks: Ranks) -> None:

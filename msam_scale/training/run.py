@@ -20,7 +20,8 @@ from msam_scale.optimization import bind_schedule
 from msam_scale.precision import PRECISIONS
 from msam_scale.ranks import Ranks
 from msam_scale.step_summary import StepResult
-from msam_scale.supervision import StopAgreedError, Supervision
+from msam_scale.supervision.stop_request import StopAgreedError
+from msam_scale.supervision.supervision import Supervision
 from msam_scale.training.data import data_set_description, training_loader
 from msam_scale.training.evaluation import Evaluation
 from msam_scale.training.measurements import Measurements

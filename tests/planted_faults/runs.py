@@ -154,10 +154,18 @@ FAULTS = (
     Fault(
         name="an-orphan-lives-on",
         file="msam_scale/supervision/launcher.py",
-        old="        if self.launchers:\n            self._thread.start()\n",
-        new="        if len(self.launchers) > 1:\n            self._thread.start()\n",
+        old="        if self.launchers or self._is_orphan:\n",
+        new="        if len(self.launchers) > 1:\n",
         claim="A rank whose launcher is killed saves and ends.",
         tests=(f"{_OF_STOPS}::test_a_rank_notices_that_its_launcher_is_killed",),
+    ),
+    Fault(
+        name="whoever-takes-over-an-orphan-is-taken-for-its-launcher",
+        file="msam_scale/supervision/launcher.py",
+        old="and not _may_launch(self._parent)",
+        new="and False",
+        claim="A rank whose launcher was killed before it looked ends.",
+        tests=(f"{_OF_STOPS}::test_a_rank_that_comes_too_late_to_see_its_launcher_notices_it",),
     ),
     Fault(
         name="only-the-direct-launcher-is-watched",

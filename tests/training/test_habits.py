@@ -29,7 +29,8 @@ from msam_scale.monitoring.metric_lines import read_metric_lines
 from msam_scale.monitoring.throughput import peak_of_data_sheet
 from msam_scale.ranks import join
 from msam_scale.step_summary import StepResult
-from msam_scale.supervision import StopRequest, Supervision
+from msam_scale.supervision.stop_request import StopRequest
+from msam_scale.supervision.supervision import Supervision
 from msam_scale.training import prepare_run, run_training
 
 
