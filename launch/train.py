@@ -26,6 +26,7 @@ from typing import NoReturn
 import torch
 
 from data_pipelines.errors import UserError
+from data_pipelines.loading.worker_pool import killed_worker
 from launch.arguments import add_config_arguments
 from launch.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, USER_ERROR
 from launch.output import forgiving_output
@@ -93,6 +94,8 @@ def _train_supervised(config: str, *, overrides: Sequence[str], supervision: Sup
     except KeyboardInterrupt:
         return _fail(ranks, "interrupted", code=INTERRUPTED, stop=supervision.stop)
     except Exception as error:
+        if (killed := killed_worker(error)) is not None:
+            return _fail(ranks, str(killed), code=USER_ERROR, stop=supervision.stop)
         # Each rank has another view of it, so each says its own at once.
         if (message := supervision.lost_rank(error)) is not None:
             return _fail(ranks, message, code=FAILURE, stop=supervision.stop, waits=False)

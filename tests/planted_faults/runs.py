@@ -160,6 +160,14 @@ FAULTS = (
         tests=(f"{_OF_STOPS}::test_a_rank_notices_that_its_launcher_is_killed",),
     ),
     Fault(
+        name="a-killed-loader-is-noticed-where-it-is-waited-for-alone",
+        file="launch/train.py",
+        old="if (killed := killed_worker(error)) is not None:",
+        new="if (killed := killed_worker(error)) is not None and error.args == ():",
+        claim="A loader that is killed is one line and exit code 2, whatever the rank does.",
+        tests=("tests/supervision/test_stopped_ranks.py",),
+    ),
+    Fault(
         name="whoever-takes-over-an-orphan-is-taken-for-its-launcher",
         file="msam_scale/supervision/launcher.py",
         old="and not _may_launch(self._parent)",
