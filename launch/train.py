@@ -113,7 +113,8 @@ def _train_supervised(config: str, *, overrides: Sequence[str], supervision: Sup
             words = stopping_words(outcome, config=prepared.config)
         print(words, flush=True)
     supervision.leave()
-    leave()
+    if not supervision.stop.is_orphan:  # whose group may wait for a store that is gone
+        leave()
     return SUCCESS if outcome.stopped_by is None else PREEMPTED
 
 

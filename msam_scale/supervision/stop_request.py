@@ -54,6 +54,11 @@ class StopRequest:
         """What asked for the stop: a signal's name, or that the launcher is gone."""
         return _name(self._agreed or self._asked)
 
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the process that started this one is gone, maybe with the store of the ranks."""
+        return _LAUNCHER_GONE in (self._agreed, self._asked)
+
     def listen(self) -> None:
         """From here on `STOP_SIGNALS` are requests. In the main thread."""
         self._listener = SignalListener(self.hear)

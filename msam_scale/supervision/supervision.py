@@ -108,7 +108,8 @@ class Supervision:
     def leave(self) -> None:
         """Lets go of what belongs to the process group, which ends with its last user."""
         self.stop.leave()
-        if self._heartbeats is not None:
+        # Nobody may answer an orphan's heartbeats, and its process ends at once.
+        if self._heartbeats is not None and not self.stop.is_orphan:
             self._heartbeats.close()
 
     def close(self) -> None:
