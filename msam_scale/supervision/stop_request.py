@@ -19,7 +19,8 @@ from msam_scale.supervision.signals import SignalListener
 # Launchers and batch systems send one signal several times: to the process, to its group.
 _SECONDS_OF_ONE_REQUEST = 2.0
 # Above every signal's number; the largest reason is the one that all ranks name.
-_LAUNCHER_GONE = 128
+_LAUNCHER_GONE, FOLDER_GONE = 128, 129
+_NAMES = {_LAUNCHER_GONE: "its launcher is gone", FOLDER_GONE: "the run's folder is gone"}
 
 
 class StopAgreedError(Exception):
@@ -99,7 +100,7 @@ class StopRequest:
         """Asks for a stop, from any thread.
 
         Args:
-            reason: a signal's number, or the one that stands for a launcher that is gone.
+            reason: a signal's number, or one that stands for something that is gone.
         """
         if self._is_over:
             return
@@ -177,13 +178,13 @@ class StopRequest:
                 self._timer.start()
 
     def _end_late(self, reason: int) -> None:
-        number = signal.SIGTERM if reason == _LAUNCHER_GONE else reason
+        number = signal.SIGTERM if reason in _NAMES else reason
         what = f"not stopped within {self._grace:g} s (faults.grace): ended at once"
         _end(_name(reason), what, 128 + number)
 
 
 def _name(reason: int) -> str:
-    return "its launcher is gone" if reason == _LAUNCHER_GONE else signal.Signals(reason).name
+    return _NAMES.get(reason) or signal.Signals(reason).name
 
 
 def _end(why: str, what: str, code: int) -> NoReturn:
