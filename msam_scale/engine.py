@@ -77,6 +77,12 @@ class Engine:
         self.ranks = ranks
         self.num_steps_done = 0
         self.whole_state = whole_state
+        # Masks of infinities, such as that of a causal attention.
+        self.never_finite = frozenset(
+            name
+            for name, buffer in model.named_buffers()
+            if buffer.is_floating_point() and not bool(buffer.isfinite().all())
+        )
         self._precision = precision
         self._sharding = sharding
         self._schedule = schedule

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch.utils.tensorboard import SummaryWriter
 
 _PREFIX = "events.out.tfevents."
+_Hook = Callable[[threading.ExceptHookArgs], object]
 
 
 class Board:
@@ -73,7 +74,7 @@ def _name_before(paths: Sequence[Path], *, seconds: int) -> None:
             path.rename(path.with_name(f"{_PREFIX}{seconds - place:010d}.{rest}"))
 
 
-def _without_tensorboards(hook: Callable[..., None]) -> Callable[..., None]:
+def _without_tensorboards(hook: _Hook) -> _Hook:
     """The hook, but for what TensorBoard's thread raises: whoever writes next is told of it."""
     if getattr(hook, "passes_over_tensorboard", False):
         return hook

@@ -78,7 +78,7 @@ def read_metric_lines(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         raise UserError(f"{path}: missing; the folder of a run with monitor.jsonl: true works")
-    lines = []
+    lines: list[dict[str, Any]] = []
     with path.open("rb") as file:
         for number in itertools.count(1):
             text = file.readline(_LONGEST_LINE)

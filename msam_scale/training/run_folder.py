@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -120,30 +121,30 @@ class RunFolder:
             UserError: another process is training there, or has since the folder was looked at.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / ".lock").open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise UserError(
-                f"{self.path}: another process is training in this folder; "
-                "choose another run.name, or wait for it"
-            ) from None
-        if tuple(step_folders(self.checkpoints)) != self.found:
-            lock.close()
-            raise UserError(
-                f"{self.path}: another process has trained in this folder while this one was "
-                "starting; start again to go on from there"
-            )
-        clear_leftovers(self.checkpoints)
-        remove_partials(self.path)
-        replace_file(self.path / "config.yaml", config.to_yaml().encode())
-        return lock
+        with ExitStack() as opened:
+            lock = opened.enter_context((self.path / ".lock").open("ab"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.path}: another process is training in this folder; "
+                    "choose another run.name, or wait for it"
+                ) from None
+            if tuple(step_folders(self.checkpoints)) != self.found:
+                raise UserError(
+                    f"{self.path}: another process has trained in this folder while this one was "
+                    "starting; start again to go on from there"
+                )
+            clear_leftovers(self.checkpoints)
+            remove_partials(self.path)
+            replace_file(self.path / "config.yaml", config.to_yaml().encode())
+            opened.pop_all()
+            return lock
 
-    def is_there(self, lock: IO[bytes]) -> bool:
-        """Whether the folder is still the one that was taken: neither removed nor renamed."""
+    def is_still(self, taken: os.stat_result) -> bool:
+        """Whether the folder is the one that was taken: neither removed nor renamed since."""
         try:
-            return os.path.samestat(os.fstat(lock.fileno()), (self.path / ".lock").stat())
+            return os.path.samestat(taken, self.path.stat())
         except OSError:
             return False
 
