@@ -4,7 +4,13 @@ deepspeed --num_accelerators 2 launch/train.py CONFIG [KEY=VALUE …]
 torchrun --nproc-per-node 2 launch/train.py CONFIG [KEY=VALUE …]
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+from msam_scale.supervision.launcher import LauncherWatch
+
+# Before the other imports, in whose seconds a launcher may be killed.
+_LAUNCHER = LauncherWatch() if __name__ == "__main__" else None
 
 import argparse
 import json
@@ -20,6 +26,7 @@ from typing import NoReturn
 import torch
 
 from data_pipelines.errors import UserError
+from data_pipelines.loading.worker_pool import killed_worker
 from launch.arguments import add_config_arguments, add_dry_run
 from launch.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, USER_ERROR
 from launch.output import forgiving_output
@@ -28,7 +35,8 @@ from msam_scale.config import load_config
 from msam_scale.config.sections.faults import FaultsSection
 from msam_scale.errors import NonFiniteError
 from msam_scale.ranks import Ranks, join, leave
-from msam_scale.supervision import StopRequest, Supervision
+from msam_scale.supervision.stop_request import StopRequest
+from msam_scale.supervision.supervision import Supervision
 from msam_scale.training import PreparedRun, prepare_run, run_training
 
 # What rank 0 needs to say what is wrong, and the launcher to end this rank for it.
@@ -65,7 +73,8 @@ def train_rank(config: str, *, overrides: Sequence[str], dry_run: bool = False) 
     Returns:
         The exit code.
     """
-    supervision = Supervision(_faults(config, overrides=overrides), code=PREEMPTED)
+    faults = _faults(config, overrides=overrides)
+    supervision = Supervision(faults, code=PREEMPTED, launcher=_LAUNCHER)
     try:
         supervision.start()
         return _train_supervised(
@@ -95,6 +104,8 @@ def _train_supervised(
     except KeyboardInterrupt:
         return _fail(ranks, "interrupted", code=INTERRUPTED, stop=supervision.stop)
     except Exception as error:
+        if (killed := killed_worker(error)) is not None:
+            return _fail(ranks, str(killed), code=USER_ERROR, stop=supervision.stop)
         # Each rank has another view of it, so each says its own at once.
         if (message := supervision.lost_rank(error)) is not None:
             return _fail(ranks, message, code=FAILURE, stop=supervision.stop, waits=False)
@@ -114,7 +125,8 @@ def _train_supervised(
             words = stopping_words(outcome, config=prepared.config)
         print(words, flush=True)
     supervision.leave()
-    leave()
+    if not supervision.stop.is_orphan:  # whose group may wait for a store that is gone
+        leave()
     return SUCCESS if outcome.stopped_by is None else PREEMPTED
 
 

@@ -77,11 +77,22 @@ class Engine:
         self.ranks = ranks
         self.num_steps_done = 0
         self.whole_state = whole_state
+        # Masks of infinities, such as that of a causal attention.
+        self.never_finite = frozenset(
+            name
+            for name, buffer in model.named_buffers()
+            if buffer.is_floating_point() and not bool(buffer.isfinite().all())
+        )
         self._precision = precision
         self._sharding = sharding
         self._schedule = schedule
         self._learning_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._phases = phases
+        # Every process group is made now: later the store that it takes may be gone, with the
+        # launcher that kept it, while a checkpoint can still be saved.
+        for plan in (*phases.plans, phases.plan(0)):
+            ranks.group_of(plan.group_size)
+            sharding.follow_plan(plan)
         self._followed = phases.plan(0)  # by the sharding
         self._loss_fn = loss_fn
         self._ascent = ascent_rule(config.objective.ascent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from itertools import pairwise
 from math import ceil
 
@@ -54,6 +55,11 @@ class Phases:
     def plan(self, step: int) -> BatchPlan:
         """The layout of the mini-batch of a step; that of SAM has one micro-batch."""
         return self._plans[self.algorithm(step)]
+
+    @property
+    def plans(self) -> Collection[BatchPlan]:
+        """Those of all steps, each once."""
+        return self._plans.values()
 
     def stretches(self, first_step: int, num_steps: int) -> list[range]:
         """The steps `first_step … num_steps - 1`, cut where the algorithm may change."""

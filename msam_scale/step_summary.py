@@ -128,7 +128,10 @@ class StepSummary:
             is_bad.insert(1, scalars[_NUM_NON_FINITE] > 0)
             is_bad.insert(2, ~is_finite[_PERTURBED_LOSS])
         faults = fault_bits(
-            is_bad, ascends=self._ascends, lacks_labels=scalars[_NUM_UNLABELLED] > 0
+            is_bad,
+            ascends=self._ascends,
+            statistics=~self._statistics.follow(),
+            lacks_labels=scalars[_NUM_UNLABELLED] > 0,
         )
         skip = faults > 0
         self._statistics.update(~skip)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from msam_scale.ranks import join
-from msam_scale.supervision import Supervision
+from msam_scale.supervision.supervision import Supervision
 from msam_scale.training import prepare_run, run_training
 
 

@@ -103,6 +103,24 @@ def test_too_many_in_a_row_stop_every_rank(on_ranks: OnRanks) -> None:
     on_ranks(2, _stops_after_bad_steps_in_a_row)
 
 
+@pytest.mark.parametrize("algorithm", ["vanilla", "msam"])
+def test_statistics_beyond_the_type_skip_the_step(algorithm: str) -> None:
+    """A layer divides by the root of an infinite variance: losses and gradients stay finite."""
+    micro_batches = 4 if algorithm == "msam" else None
+    config = settings(
+        algorithm=algorithm, micro_batches=micro_batches, norm_samples=4, precision="float32"
+    )
+    engine = engine_for(Run(config, model="wide_resnet"))
+    images, labels = mini_batch(0, dtype=torch.float32)
+    engine.train_step((images, labels))
+    before = _everything(engine)
+    images[0] *= 1e22  # finite, and so is its loss
+    step = engine.train_step((images, labels))
+    assert step.skipped
+    assert torch.isfinite(torch.tensor([step.loss, step.grad_norm])).all()
+    assert _same(before, _everything(engine))
+
+
 def test_a_norm_beyond_the_type_skips_the_step() -> None:
     """Every entry of the ascent gradient is finite, its squares are not; the descent is all right.
 

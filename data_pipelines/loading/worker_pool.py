@@ -1,5 +1,6 @@
 """Loads batches in worker processes, ahead of their use, in bounded memory and in order."""
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,8 +24,24 @@ DEFAULT_HOST_BYTES = 1 << 30
 _MAX_LENT = 2
 # Parts on their way for each worker; more would only take memory.
 _MOST_AHEAD = 4
-# How torch's `DataLoader` begins to say so, in a `RuntimeError` as for anything else.
-_WORKER_KILLED = "DataLoader worker (pid"
+# How torch's `DataLoader` says so, in a `RuntimeError` as for anything else.
+_WORKER_KILLED = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is )?(killed by signal: [\w ]+|exited.*)"
+)
+
+
+def killed_worker(error: BaseException) -> UserError | None:
+    """What to say of an error that tells that a loader process was killed; None for any other.
+
+    torch raises it wherever the main thread of the process that loads happens to be.
+    """
+    found = _WORKER_KILLED.search(" ".join(str(error).split()))
+    if found is None or not isinstance(error, RuntimeError):
+        return None
+    return UserError(
+        f"lost a loader process (pid {found[1]}, {found[2]}), probably for want of memory; start "
+        "again, with fewer data.workers, smaller batches or more memory"
+    )
 
 
 @dataclass(frozen=True)
@@ -223,16 +240,12 @@ class _StartedPool:
             except StopIteration:
                 return
             except RuntimeError as error:
-                if _WORKER_KILLED not in str(error):
+                if (killed := killed_worker(error)) is None:
                     raise
-                reason = " ".join(str(error).split())
             else:
                 yield loaded
                 continue
-            raise UserError(
-                f"a loader process was killed from outside, for example for want of memory: "
-                f"{reason} Start again, maybe with fewer workers or less memory for batches"
-            )
+            raise killed
 
     def _batch(self, loaded: "_UnderWay") -> Batch:
         item = loaded.item

@@ -28,7 +28,9 @@ from msam_scale.checkpoint.manifest import FileRecord, Manifest
 from msam_scale.checkpoint.progress import PROGRESS, Progress
 from msam_scale.checkpoint.shard_files import write_shards
 from msam_scale.checkpoint.snapshot import Snapshot
+from msam_scale.errors import NonFiniteError
 from msam_scale.ranks import Ranks
+from msam_scale.sharding.pieces import first_not_finite
 
 _logger = logging.getLogger("msam_scale")
 T = TypeVar("T")
@@ -42,17 +44,23 @@ def write_checkpoint(snapshot: Snapshot, ranks: Ranks) -> Path:
 
     Raises:
         NotWrittenError: a file system refuses, on all ranks alike; what was there is still there.
+        NonFiniteError: a value is not finite; likewise.
     """
     folder = step_folder(snapshot.directory, snapshot.progress.step)
-    partial = _together(ranks, lambda: _new_folder(folder) if ranks.is_first else None)[0]
-    assert partial is not None
+    num_bytes = 0
     try:
-        records = _together(ranks, lambda: _write_own(snapshot, partial, rank=ranks.rank))
-        _together(ranks, lambda: _finish(snapshot, partial, folder, records, ranks=ranks))
-    except NotWrittenError:
-        if ranks.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
+        made = _together(ranks, lambda: _begin(snapshot, folder, ranks=ranks))
+        partial, num_bytes = made[0][0], sum(own for _, own, _ in made)
+        try:
+            _check_finite(folder, [name for _, _, name in made if name is not None])
+            records = _together(ranks, lambda: _write_own(snapshot, partial, rank=ranks.rank))
+            _together(ranks, lambda: _finish(snapshot, partial, folder, records, ranks=ranks))
+        except (NotWrittenError, NonFiniteError):
+            if ranks.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except NotWrittenError as error:
+        raise NotWrittenError(f"{folder}: {error}{_room(snapshot.directory, num_bytes)}") from error
     return folder
 
 
@@ -75,14 +83,37 @@ def verify_together(folder: Path, ranks: Ranks) -> Manifest:
     return manifest
 
 
-def _new_folder(folder: Path) -> Path:
+def _begin(snapshot: Snapshot, folder: Path, *, ranks: Ranks) -> tuple[Path, int, str | None]:
+    """The hidden folder, which the first rank makes; this rank's bytes; what is not finite."""
+    snapshot.ready()
     partial = partial_name(folder)
-    partial.mkdir(parents=True)
-    return partial
+    if ranks.is_first:
+        partial.mkdir(parents=True)
+    num_bytes = sum(piece.num_bytes for piece in snapshot.pieces)
+    checked = (piece for piece in snapshot.pieces if piece.name not in snapshot.never_finite)
+    return partial, num_bytes, first_not_finite(checked)
+
+
+def _check_finite(folder: Path, names: list[str]) -> None:
+    if not names:
+        return
+    raise NonFiniteError(
+        f"{min(names)} has values that are not finite after an update whose losses and gradients "
+        f"were: {folder.name} is not kept, and the checkpoints before it are as they were; a lower "
+        "optimizer.lr or another optimizer.args.eps may help"
+    )
+
+
+def _room(directory: Path, num_bytes: int) -> str:
+    """How much there is and how much it takes, where that can be told."""
+    try:
+        free = shutil.disk_usage(directory).free
+    except OSError:
+        return ""
+    return f"; a checkpoint takes {num_bytes / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free there"
 
 
 def _write_own(snapshot: Snapshot, partial: Path, *, rank: int) -> dict[str, FileRecord]:
-    snapshot.ready()
     paths = write_shards(snapshot.pieces, folder=partial, rank=rank)
     for path in paths:
         flush(path)

@@ -21,6 +21,7 @@ class Snapshot:
         progress: everything but the tensors, the same on all ranks.
         pieces: what this rank writes.
         keep: how many complete checkpoints stay, None for all.
+        never_finite: names of tensors that have infinities by design.
         ready: waits until `pieces` can be read.
     """
 
@@ -28,6 +29,7 @@ class Snapshot:
     progress: Progress
     pieces: Sequence[Piece]
     keep: int | None
+    never_finite: frozenset[str] = frozenset()
     ready: Callable[[], None] = lambda: None
 
 

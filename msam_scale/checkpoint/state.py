@@ -40,6 +40,7 @@ class Checkpointable(Protocol):
     skipped_steps: SkippedSteps
     average: WeightAverage | None
     whole_state: Mapping[str, torch.Tensor]
+    never_finite: frozenset[str]
 
 
 def snapshot_of(
@@ -72,7 +73,10 @@ def snapshot_of(
     pieces = [*sharding.model_pieces(), *sharding.optimizer_pieces()]
     if engine.average is not None:
         pieces += _averaged_pieces(engine.average, sharding)
-    return Snapshot(Path(directory), progress, pieces, keep=keep)
+    never_finite = frozenset(
+        prefix + name for prefix in (MODEL, AVERAGE) for name in engine.never_finite
+    )
+    return Snapshot(Path(directory), progress, pieces, keep=keep, never_finite=never_finite)
 
 
 def load_checkpoint(

@@ -57,7 +57,7 @@ class PendingCheckpoint:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one engine, one at a time.
+    """Writes the checkpoints of one engine, one at a time. Making it is collective.
 
     Writing beside training has a process group of its own, so that its messages and those of the
     steps never meet; and host memory for one snapshot. Training waits for the copy into it, and for
@@ -65,7 +65,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
+        self._ranks, self._beside_training = ranks, ranks.apart("checkpoints")
         self._staging = Staging()
         self._pending: PendingCheckpoint | None = None
 
@@ -81,8 +81,7 @@ class CheckpointWriter:
     def begin(self, snapshot: Snapshot) -> PendingCheckpoint:
         """Copies the snapshot and writes it beside what comes next. Collective."""
         self.wait()
-        apart = self._ranks.apart("checkpoints")
-        self._pending = PendingCheckpoint(self._staging.staged(snapshot), apart)
+        self._pending = PendingCheckpoint(self._staging.staged(snapshot), self._beside_training)
         return self._pending
 
     def wait(self) -> None:

@@ -45,19 +45,19 @@ class RunningStatistics:
             device=device,
         )
 
-    def update(self, applies: torch.Tensor) -> None:
-        """Moves the running statistics by the mean over all ghost batches.
+    def follow(self) -> torch.Tensor:
+        """Works out the running statistics after the step, by the mean over all ghost batches.
 
-        Args:
-            applies: 0-dimensional bool on the device; false leaves every buffer bit-identical.
+        Returns:
+            Whether all are finite in the buffers' types, a 0-dimensional bool on the device.
         """
+        self._moved: list[tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]] = []
         if not self._layers:
-            return
+            return torch.ones((), dtype=torch.bool, device=self._sums.device)
         means, variances, counts = self._parts()
-        tracked = self._buffers("num_batches_tracked")
-        num_updates = torch.stack(tracked).double()
+        num_updates = torch.stack(self._buffers("num_batches_tracked")).double()
         momentum = torch.where(self._momentum.isnan(), 1.0 / (num_updates + 1), self._momentum)
-        moves = applies & (counts > 0)
+        largest = []
         for running, sums in (
             (self._buffers("running_mean"), means),
             (self._buffers("running_var"), variances),
@@ -66,8 +66,26 @@ class RunningStatistics:
             new = torch.lerp(
                 old, sums / counts[self._layer_of_feature], momentum[self._layer_of_feature]
             )
-            new = torch.where(moves[self._layer_of_feature], new, old)
-            torch._foreach_copy_(running, new.split(self._num_features))
+            new = torch.where((counts > 0)[self._layer_of_feature], new, old)
+            self._moved.append((running, old, new))
+            largest.append(new.abs().amax())
+        limit = min(torch.finfo(buffer.dtype).max for buffer in self._buffers("running_var"))
+        return torch.stack(largest).amax() <= limit  # false for what is not a number
+
+    def update(self, applies: torch.Tensor) -> None:
+        """Moves the running statistics to where `follow` has found them.
+
+        Args:
+            applies: 0-dimensional bool on the device; false leaves every buffer bit-identical.
+        """
+        if not self._layers:
+            return
+        for running, old, new in self._moved:
+            moved = torch.where(applies, new, old)
+            torch._foreach_copy_(running, moved.split(self._num_features))
+        self._moved.clear()
+        moves = applies & (self._parts()[2] > 0)
+        tracked = self._buffers("num_batches_tracked")
         torch._foreach_add_(tracked, [move.to(torch.int64) for move in moves])
 
     def _buffers(self, name: str) -> list[torch.Tensor]:

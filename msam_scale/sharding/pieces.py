@@ -71,6 +71,16 @@ def saved_by(
     ]
 
 
+def first_not_finite(pieces: Iterable[Piece]) -> str | None:
+    """The name of the first tensor, by name, with a value that is not finite; None for none.
+
+    Waits for the device.
+    """
+    floating = (piece for piece in pieces if piece.values.is_floating_point())
+    found = (piece.name for piece in floating if not bool(piece.values.isfinite().all()))
+    return min(found, default=None)
+
+
 def share_of(pieces: Iterable[Piece], *, index: int, count: int) -> Iterator[Piece]:
     """The part that one of `count` ranks with the same pieces saves: equally many bytes each.
 

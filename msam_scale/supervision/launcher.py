@@ -14,6 +14,8 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _SIGNS_OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 # A person who sets these variables by hand starts ranks from a shell, and may leave it.
 _SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish", "csh", "tcsh", "busybox"}
+# Set by torchrun and `msam-scale train --nproc`, and by the deepspeed launcher: Python programs.
+_SIGNS_OF_PYTHON = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 _DEEPSPEED = {"deepspeed.launcher.launch", "deepspeed.launcher.runner"}
 
 
@@ -21,40 +23,51 @@ class LauncherWatch:
     """A thread that watches the launcher, if there is one.
 
     It is the parent. The deepspeed launcher is two processes, of which a signal may end the outer
-    one alone, so that both are watched there.
+    one alone, so that both are watched there. They are looked for when the object is made, which is
+    to be before imports that take seconds: afterwards a launcher that is gone has left no trace.
 
     Args:
-        gone: called once, in the thread, when one of them has ended.
         environment: tells whether a launcher started this process; by default the real one.
     """
 
-    def __init__(
-        self, gone: Callable[[], None], *, environment: Mapping[str, str] | None = None
-    ) -> None:
-        self._gone = gone
+    def __init__(self, *, environment: Mapping[str, str] | None = None) -> None:
         environment = os.environ if environment is None else environment
         started = all(name in environment for name in _SIGNS_OF_A_LAUNCHER)
         self._parent = os.getppid()
         self.launchers = _launchers() if started else []
+        by_python = any(name in environment for name in _SIGNS_OF_PYTHON)
+        # Whoever takes over orphans, such as init, has become the parent.
+        self._is_orphan = started and by_python and not _may_launch(self._parent)
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="launcher", daemon=True)
+        self._thread: threading.Thread | None = None
 
-    def start(self) -> None:
-        """Starts to watch."""
-        if self.launchers:
+    def start(self, gone: Callable[[], None]) -> None:
+        """Starts to watch.
+
+        Args:
+            gone: called once, in the thread, when one of the processes has ended.
+        """
+        if self.launchers or self._is_orphan:
+            self._thread = threading.Thread(
+                target=self._watch, args=(gone,), name="launcher", daemon=True
+            )
             self._thread.start()
 
     def close(self) -> None:
         """Watches no longer."""
         self._closed.set()
-        if self._thread.is_alive():
+        if self._thread is not None:
             self._thread.join()
 
-    def _watch(self) -> None:
-        while not self._closed.wait(_SECONDS_BETWEEN_LOOKS):
-            if os.getppid() != self._parent or not all(map(_is_alive, self.launchers)):
-                self._gone()
+    def _watch(self, gone: Callable[[], None]) -> None:
+        while not self._is_gone():
+            if self._closed.wait(_SECONDS_BETWEEN_LOOKS):
                 return
+        gone()
+
+    def _is_gone(self) -> bool:
+        changed = os.getppid() != self._parent
+        return self._is_orphan or changed or not all(map(_is_alive, self.launchers))
 
 
 def _launchers() -> list[psutil.Process]:
@@ -77,6 +90,18 @@ def is_deepspeed(command: Sequence[str]) -> bool:
     # The words after the interpreter and its options; those of a script may say anything.
     words = [word for word in command[:5] if not word.startswith("-")][:2]
     return any(word in _DEEPSPEED or PurePath(word).name == "deepspeed" for word in words)
+
+
+def _may_launch(pid: int) -> bool:
+    """Whether a process may be a launcher in Python, or a script that one started for a rank."""
+    try:
+        process = psutil.Process(pid)
+        is_python = PurePath(process.exe()).name.startswith(("python", "pypy"))
+        return is_python or "RANK" in process.environ()
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:
+        return True  # of another user
 
 
 def _is_alive(process: psutil.Process) -> bool:

@@ -23,7 +23,8 @@ from msam_scale.supervision.signals import SignalListener
 _SECONDS_OF_ONE_REQUEST = 2.0
 _SECONDS_BETWEEN_LOOKS = 0.1
 # Above every signal's number; the largest reason is the one that all ranks name.
-_LAUNCHER_GONE = 128
+_LAUNCHER_GONE, FOLDER_GONE = 128, 129
+_NAMES = {_LAUNCHER_GONE: "its launcher is gone", FOLDER_GONE: "the run's folder is gone"}
 
 
 class StopAgreedError(Exception):
@@ -57,6 +58,11 @@ class StopRequest:
     def reason(self) -> str:
         """What asked for the stop: a signal's name, or that the launcher is gone."""
         return _name(self._agreed or self._asked)
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether the process that started this one is gone, maybe with the store of the ranks."""
+        return _LAUNCHER_GONE in (self._agreed, self._asked)
 
     def listen(self) -> None:
         """From here on `STOP_SIGNALS` are requests. In the main thread."""
@@ -98,7 +104,7 @@ class StopRequest:
         """Asks for a stop, from any thread.
 
         Args:
-            reason: a signal's number, or the one that stands for a launcher that is gone.
+            reason: a signal's number, or one that stands for something that is gone.
         """
         if self._is_over:
             return
@@ -204,13 +210,13 @@ class StopRequest:
                 self._timer.start()
 
     def _end_late(self, reason: int) -> None:
-        number = signal.SIGTERM if reason == _LAUNCHER_GONE else reason
+        number = signal.SIGTERM if reason in _NAMES else reason
         what = f"not stopped within {self._grace:g} s (faults.grace): ended at once"
         _end(_name(reason), what, 128 + number)
 
 
 def _name(reason: int) -> str:
-    return "its launcher is gone" if reason == _LAUNCHER_GONE else signal.Signals(reason).name
+    return _NAMES.get(reason) or signal.Signals(reason).name
 
 
 def _end(why: str, what: str, code: int) -> NoReturn:

@@ -31,13 +31,17 @@ class Supervision:
     Args:
         faults: the config's section.
         code: exit code of a process that is stopped before it has joined the others.
+        launcher: what the program found of it before it imported anything; by default it is looked
+            for now.
     """
 
-    def __init__(self, faults: FaultsSection, *, code: int) -> None:
+    def __init__(
+        self, faults: FaultsSection, *, code: int, launcher: LauncherWatch | None = None
+    ) -> None:
         self.stop = StopRequest(grace=faults.grace, code=code)
         self._rank = int(os.environ.get("RANK", "0"))
         self._watchdog = Watchdog(timeout=faults.timeout, rank=self._rank)
-        self._launcher = LauncherWatch(self.stop.launcher_is_gone)
+        self._launcher = launcher or LauncherWatch()
         self._heartbeats: Heartbeats | None = None
         self.timeout = _NEVER
         """For process groups."""
@@ -50,7 +54,7 @@ class Supervision:
         if torch.cuda.is_available():
             record_collectives(rank=self._rank)
         self.stop.listen()
-        self._launcher.start()
+        self._launcher.start(self.stop.launcher_is_gone)
         self._watchdog.start()
 
     def join(self, ranks: Ranks) -> None:
@@ -109,7 +113,8 @@ class Supervision:
     def leave(self) -> None:
         """Lets go of what belongs to the process group, which ends with its last user."""
         self.stop.leave()
-        if self._heartbeats is not None:
+        # Nobody may answer an orphan's heartbeats, and its process ends at once.
+        if self._heartbeats is not None and not self.stop.is_orphan:
             self._heartbeats.close()
 
     def close(self) -> None:

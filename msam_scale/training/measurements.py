@@ -7,7 +7,7 @@ from typing import Protocol
 
 from msam_scale.engine import Engine
 from msam_scale.flatness.during_training import training_sharpness
-from msam_scale.supervision import Supervision
+from msam_scale.supervision.supervision import Supervision
 from msam_scale.training.evaluation import Evaluation, Evaluator
 from msam_scale.training.prepare import PreparedRun
 

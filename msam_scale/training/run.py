@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 from data_pipelines import DevicePrefetcher, MicroBatchLoader
 from msam_scale.batch_tree import Batch
 from msam_scale.config import Config
-from msam_scale.errors import NonFiniteStepError
+from msam_scale.errors import NonFiniteStepError, UserError
 from msam_scale.initialization import initialize
 from msam_scale.models import model_settings
 from msam_scale.monitoring import Monitor
@@ -23,7 +24,8 @@ from msam_scale.optimization import bind_schedule
 from msam_scale.precision import PRECISIONS
 from msam_scale.ranks import Ranks
 from msam_scale.step_summary import StepResult
-from msam_scale.supervision import StopAgreedError, Supervision
+from msam_scale.supervision.stop_request import FOLDER_GONE, StopAgreedError
+from msam_scale.supervision.supervision import Supervision
 from msam_scale.training.data import data_set_description, training_loader
 from msam_scale.training.evaluation import Evaluation
 from msam_scale.training.measurements import Measurements
@@ -139,7 +141,8 @@ class _Run:
         self._num_hosts = len(set(ranks.gathered(platform.node())))
         self._has_ascended = False
         self._data_set = data_set_description(prepared.data.train)
-        self._told: list[str] = []
+        self._told = self._changed_validation(extra) if own else []
+        self._taken: os.stat_result | None = None  # the run's folder, on the first rank
         if not dry_run:
             ranks.on_first(lambda: self._start_folder(opened))
         self._monitor = Monitor(
@@ -166,7 +169,6 @@ class _Run:
             directory=prepared.folder.checkpoints,
             resumed=self._candidates.newest,
             extra=extra if own else None,
-            warn=self._monitor.warn,
             saved=self._rollbacks.saved,
         )
         opened.callback(self._saver.settle)
@@ -182,6 +184,7 @@ class _Run:
             stopped_by = self._supervision.stop.reason
             if not self._is_dry:
                 self._save_before_stopping()
+        self._check_folder()
         return Outcome(
             folder=self._prepared.folder.path,
             num_steps=self._engine.num_steps_done,
@@ -195,9 +198,25 @@ class _Run:
 
     def _start_folder(self, opened: ExitStack) -> None:
         opened.enter_context(self._prepared.folder.start(self._config))
-        self._told = self._candidates.put_in_order()
+        self._taken = self._prepared.folder.path.stat()
+        self._told += self._candidates.put_in_order()
         if (before := self._prepared.folder.num_steps_before) is not None:
             self._told.append(self._longer_than(before))
+
+    def _validation_fingerprint(self) -> str | None:
+        val = self._prepared.data.val
+        return None if val is None else val.index.fingerprint
+
+    def _changed_validation(self, extra: Mapping[str, Any]) -> list[str]:
+        """What to say where the run is evaluated on other data than before."""
+        before, now = extra.get("validation_fingerprint"), self._validation_fingerprint()
+        if None in (before, now) or before == now:
+            return []
+        return [
+            f"warning: data.val: {self._config.data.val} has other samples than before "
+            f"(fingerprint {str(before)[:12]}…, now {str(now)[:12]}…): its figures do not continue "
+            "the earlier ones"
+        ]
 
     def _longer_than(self, num_steps: int) -> str:
         """What a greater length means for the learning rate."""
@@ -352,6 +371,25 @@ class _Run:
             return  # the next start meets it again, and goes back
         self._saver.save_last(self._extra())
 
+    def _folder_is_gone(self) -> bool:
+        return self._taken is not None and not self._prepared.folder.is_still(self._taken)
+
+    def _check_folder(self) -> None:
+        """Saves once more where the folder was taken away. Collective.
+
+        Raises:
+            UserError: it was, and what was in it is not where the run is to keep it.
+        """
+        if not self._engine.ranks.gathered(self._folder_is_gone())[0]:
+            return
+        self._saver.is_at(-1)
+        self._saver.save_last(self._extra())
+        raise UserError(
+            f"{self._prepared.folder.path} was removed or renamed while the run was writing to it; "
+            f"the state after step {self._engine.num_steps_done} is saved in {self._saver.newest}, "
+            "which is all that is there now"
+        )
+
     def _extra(self) -> dict[str, Any]:
         """What belongs to the run beside the engine's state. Collective."""
         self._supervision.beat("saving")
@@ -359,6 +397,7 @@ class _Run:
         self._saver.settle()  # what is known of earlier checkpoints must not depend on timing
         return {
             "data_fingerprint": self._prepared.data.train.index.fingerprint,
+            "validation_fingerprint": self._validation_fingerprint(),
             "loader": self._loader_state(),
             "task": self._prepared.data.task.description(),
             "data_set": self._data_set,
@@ -369,6 +408,8 @@ class _Run:
         }
 
     def _report(self, result: StepResult, learning_rate: float, *, ascends: bool) -> None:
+        if self._folder_is_gone():
+            self._supervision.stop.request(FOLDER_GONE)
         loss = result.loss
         if (spike := self._loss_spikes.see(loss)) is not None:
             self._monitor.say(f"step {self._engine.num_steps_done}: {spike}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -44,12 +45,14 @@ class RunFolder:
         candidates: the checkpoints to go on from, none for a fresh start.
         start_from: of another run, the checkpoint to start from; None where the run goes on.
         num_steps_before: the length of the run before, where it goes on and is now longer.
+        found: its checkpoints when it was looked at.
     """
 
     path: Path
     candidates: Candidates
     start_from: Path | None = None
     num_steps_before: int | None = None
+    found: tuple[Path, ...] = ()
 
     @property
     def resume_from(self) -> Path | None:
@@ -92,10 +95,11 @@ class RunFolder:
                 f"{path} holds a run already, and checkpoint.resume: never would overwrite it; "
                 "choose another run.name, or remove the folder"
             )
+        found = tuple(step_folders(checkpoints))
         candidates = Candidates.in_directory(checkpoints)
         if (checkpoint := candidates.newest) is None:
             source = None if section.start_from is None else _checkpoint_of(section.start_from)
-            return cls(path, candidates, start_from=source)
+            return cls(path, candidates, start_from=source, found=found)
         progress = Progress.read(checkpoint)
         _check_same_data(checkpoint, progress.extra, fingerprint)
         before = progress.resolved_config(checkpoint)
@@ -104,7 +108,8 @@ class RunFolder:
         )
         is_longer = length is not None and length_before is not None and length > length_before
         _check_same_result(checkpoint, before, config, may_differ=_LENGTH_KEYS * is_longer)
-        return cls(path, candidates, num_steps_before=length_before if is_longer else None)
+        before_now = length_before if is_longer else None
+        return cls(path, candidates, num_steps_before=before_now, found=found)
 
     def start(self, config: Config) -> IO[bytes]:
         """Takes the folder for this process and writes the config, every default filled in.
@@ -113,22 +118,35 @@ class RunFolder:
             The lock: the folder belongs to this process until it is closed.
 
         Raises:
-            UserError: another process is training there.
+            UserError: another process is training there, or has since the folder was looked at.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        lock = (self.path / ".lock").open("ab")
+        with ExitStack() as opened:
+            lock = opened.enter_context((self.path / ".lock").open("ab"))
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"{self.path}: another process is training in this folder; "
+                    "choose another run.name, or wait for it"
+                ) from None
+            if tuple(step_folders(self.checkpoints)) != self.found:
+                raise UserError(
+                    f"{self.path}: another process has trained in this folder while this one was "
+                    "starting; start again to go on from there"
+                )
+            clear_leftovers(self.checkpoints)
+            remove_partials(self.path)
+            replace_file(self.path / "config.yaml", config.to_yaml().encode())
+            opened.pop_all()
+            return lock
+
+    def is_still(self, taken: os.stat_result) -> bool:
+        """Whether the folder is the one that was taken: neither removed nor renamed since."""
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise UserError(
-                f"{self.path}: another process is training in this folder; "
-                "choose another run.name, or wait for it"
-            ) from None
-        clear_leftovers(self.checkpoints)
-        remove_partials(self.path)
-        replace_file(self.path / "config.yaml", config.to_yaml().encode())
-        return lock
+            return os.path.samestat(taken, self.path.stat())
+        except OSError:
+            return False
 
 
 def _check_writable(path: Path) -> None:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from msam_scale.checkpoint import NotWrittenError, PendingCheckpoint
+from msam_scale.checkpoint import PendingCheckpoint
 from msam_scale.config.sections.system import CheckpointSection
 from msam_scale.engine import Engine
 
 
 class Saver:
-    """Saves a run's checkpoints; a full disk costs a checkpoint, not the run.
+    """Saves a run's checkpoints; one that cannot be written ends the run.
 
     Args:
         engine: whose state it is.
@@ -20,7 +20,6 @@ class Saver:
         directory: of the run's checkpoints.
         resumed: the checkpoint that the run goes on from, if there is one.
         extra: what it holds beside the engine's state, if it is in that directory.
-        warn: prints a warning on rank 0.
         saved: is told of each checkpoint that is complete, in order, and of its step.
 
     Attributes:
@@ -35,12 +34,11 @@ class Saver:
         directory: Path,
         resumed: Path | None,
         extra: Mapping[str, Any] | None,
-        warn: Callable[[str], None],
         saved: Callable[[Path, int], None],
     ) -> None:
         self._tell = saved
         self._engine, self._section, self._directory = engine, section, directory
-        self._warn, self.newest = warn, resumed
+        self.newest = resumed
         # The step of the last checkpoint, and what was due then: it may have been done since.
         self._saved = None if extra is None else self._state(extra)
         self._pending: tuple[tuple[int, list[str]], PendingCheckpoint] | None = None
@@ -51,27 +49,24 @@ class Saver:
         return every is not None and self._engine.num_steps_done % every == 0
 
     def save(self, extra: Mapping[str, Any]) -> None:
-        """Saves unless this step is saved; what cannot be written is warned of. Collective."""
+        """Saves unless this step is saved. Collective.
+
+        Raises:
+            NotWrittenError: it cannot be written, or the one before could not beside training.
+            NonFiniteError: it has values that are not finite, or the one before had.
+        """
         if self._is_saved(extra):
             return
-        step = self._engine.num_steps_done
         if self._section.asynchronous:
             pending = self._engine.begin_checkpoint(
                 self._directory, extra=extra, keep=self._section.keep
             )
             self._pending = self._state(extra), pending
-            return
-        try:
+        else:
             self._write(extra)
-        except NotWrittenError as error:
-            self._say(step, error)
 
     def save_last(self, extra: Mapping[str, Any]) -> None:
-        """Saves before the run ends, unless this step is saved, and waits. Collective.
-
-        Raises:
-            NotWrittenError: it cannot be written.
-        """
+        """As `save`, before the run ends, and waits. Collective."""
         if not self._is_saved(extra):
             self._write(extra)
 
@@ -80,7 +75,7 @@ class Saver:
         self._saved = step, []
 
     def look(self) -> None:
-        """Tells how writing beside training ended, if it has; does not wait."""
+        """Asks how writing beside training ended, if it has; does not wait."""
         if self._pending is not None and self._pending[1].is_done:
             self.settle()
 
@@ -89,10 +84,7 @@ class Saver:
         if self._pending is None:
             return
         (state, pending), self._pending = self._pending, None
-        try:
-            self._is_written(pending.result(), state)
-        except NotWrittenError as error:
-            self._say(state[0], error)
+        self._is_written(pending.result(), state)
 
     def _is_saved(self, extra: Mapping[str, Any]) -> bool:
         self.settle()
@@ -108,9 +100,3 @@ class Saver:
     def _is_written(self, folder: Path, state: tuple[int, list[str]]) -> None:
         self._saved, self.newest = state, folder
         self._tell(folder, state[0])
-
-    def _say(self, step: int, error: NotWrittenError) -> None:
-        self._warn(
-            f"warning: step {step} is not saved: {error}; training goes on, and earlier "
-            "checkpoints are as they were"
-        )

@@ -157,7 +157,7 @@ def test_a_full_disk_of_any_rank_leaves_what_was_there(
 
 
 @pytest.mark.parametrize("asynchronous", ["false", "true"])
-def test_a_run_goes_on_when_the_disk_is_full(
+def test_a_run_ends_with_its_last_checkpoint_when_the_disk_is_full(
     asynchronous: str, config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full, original = {4}, commit._write_own
@@ -170,17 +170,34 @@ def test_a_run_goes_on_when_the_disk_is_full(
     words = ["train", config, "monitor.progress=false", "data.val=null", "training.steps=6"]
     words += ["checkpoint.every=2", f"checkpoint.async={asynchronous}", "checkpoint.keep=1"]
     with replaced(commit, "_write_own", write):
-        assert main(words) == 0
-        error = capsys.readouterr().err
-        assert "warning: step 4 is not saved" in error
-        assert "No space left on device" in error
-        folders = step_folders(Path("runs/small/checkpoints"))
-        assert [folder.name for folder in folders] == ["step-00000006"]
-        full.add(6)
-        assert main([*words, "run.name=last"]) == 2, "what a run ends with has to be saved"
-    assert "No space left on device" in capsys.readouterr().err
-    folders = step_folders(Path("runs/last/checkpoints"))
-    assert [folder.name for folder in folders] == ["step-00000002"], "the last good one"
+        assert main(words) == 2
+    error = capsys.readouterr().err
+    folder = Path("runs/small/checkpoints")
+    assert error.count("\n") == 1
+    assert f"msam-scale: {folder}/step-00000004: the checkpoint could not be written: " in error
+    assert "No space left on device; a checkpoint takes " in error
+    assert error.endswith(" GB are free there\n")
+    assert [path.name for path in step_folders(folder)] == ["step-00000002"], "the last good one"
+    assert main(words) == 0, "there is room again"
+
+
+@pytest.mark.parametrize("asynchronous", ["false", "true"])
+def test_weights_that_are_not_finite_prune_no_good_checkpoint(
+    asynchronous: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The update itself overflows: its loss and gradient were finite."""
+    words = ["train", config, "monitor.progress=false", "data.val=null", "training.steps=6"]
+    words += ["checkpoint.every=1", f"checkpoint.async={asynchronous}", "checkpoint.keep=1"]
+    words += ["optimizer.name=adamw", "optimizer.lr=1e-3", "optimizer.momentum=null"]
+    assert main([*words, "training.steps=2"]) == 0
+    kept = step_folders(Path("runs/small/checkpoints"))
+    assert main([*words, "optimizer.lr=1e38", "run.name=other"]) == 1
+    error = capsys.readouterr().err
+    assert "model/" in error
+    assert " has values that are not finite after an update whose losses and gradients were: step-"
+    assert "Traceback" not in error
+    assert step_folders(Path("runs/small/checkpoints")) == kept
+    assert not step_folders(Path("runs/other/checkpoints"))
 
 
 # Cut off between two things.

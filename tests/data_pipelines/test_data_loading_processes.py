@@ -48,7 +48,7 @@ def test_a_killed_worker_is_named(tmp_path: Path) -> None:
     signal_all(signal.SIGSTOP)
     killing = threading.Timer(0.3, signal_all, [signal.SIGKILL])
     killing.start()
-    with pytest.raises(UserError, match=r"a loader process was killed .*\(pid.*fewer workers"):
+    with pytest.raises(UserError, match=r"lost a loader process \(pid \d.*fewer data.workers"):
         for _ in batches:
             pass
     killing.join()

@@ -196,12 +196,21 @@ FAULTS = (
         tests=(f"{_WRITING}::test_a_failure_that_nobody_asks_for_is_logged",),
     ),
     Fault(
-        name="a-full-disk-at-the-end-is-only-warned-of",
+        name="a-full-disk-is-found-out-at-the-end",
         file="msam_scale/training/saving.py",
-        old="        if not self._is_saved(extra):\n            self._write(extra)\n",
-        new="        self.save(extra)\n",
-        claim="A run whose last checkpoint cannot be written ends with an error.",
-        tests=(f"{_WRITING}::test_a_run_goes_on_when_the_disk_is_full",),
+        old="        self._is_written(pending.result(), state)\n",
+        new="        try:\n            self._is_written(pending.result(), state)\n"
+        "        except ValueError:\n            pass\n",
+        claim="A run ends with its last good checkpoint where the next cannot be written.",
+        tests=(f"{_WRITING}::test_a_run_ends_with_its_last_checkpoint_when_the_disk_is_full",),
+    ),
+    Fault(
+        name="weights-that-are-not-finite-prune-good-ones",
+        file="msam_scale/checkpoint/commit.py",
+        old="    if not names:\n",
+        new="    if names is not None:\n",
+        claim="Values that are not finite become no checkpoint and prune none.",
+        tests=(f"{_WRITING}::test_weights_that_are_not_finite_prune_no_good_checkpoint",),
     ),
     Fault(
         name="skipped-steps-are-forgotten",

@@ -149,10 +149,18 @@ FAULTS = (
     Fault(
         name="skipped-step-moves-running-statistics",
         file=f"{_LAYERS}/running_statistics.py",
-        old="        moves = applies & (counts > 0)\n",
-        new="        moves = counts > 0\n",
+        old="            moved = torch.where(applies, new, old)\n",
+        new="            moved = new\n",
         claim="A step that is skipped leaves running statistics as they were.",
         tests=(_GHOST,),
+    ),
+    Fault(
+        name="statistics-beyond-the-type-are-kept",
+        file="msam_scale/step_summary.py",
+        old="statistics=~self._statistics.follow(),",
+        new="statistics=self._statistics.follow() & False,",
+        claim="A step whose running statistics overflow is skipped whole.",
+        tests=("tests/test_non_finite.py::test_statistics_beyond_the_type_skip_the_step",),
     ),
     Fault(
         name="functional-dropout-the-same-in-every-step",

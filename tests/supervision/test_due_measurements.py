@@ -12,7 +12,7 @@ from live_runs import metric_lines, weights
 
 from launch.cli import main
 from msam_scale.checkpoint import Progress, find_checkpoint
-from msam_scale.supervision import Supervision
+from msam_scale.supervision.supervision import Supervision
 
 # A step is an epoch, and everything is measured after each.
 _SETTINGS = (

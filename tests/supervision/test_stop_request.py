@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -19,8 +20,8 @@ from rank_pool import OnRanks
 from warm_processes import ended, start_warm
 
 from msam_scale.ranks import Ranks
-from msam_scale.supervision import StopRequest
 from msam_scale.supervision.launcher import LauncherWatch, is_deepspeed
+from msam_scale.supervision.stop_request import StopRequest
 
 _CPU = torch.device("cpu")
 
@@ -138,10 +139,10 @@ def test_signals_are_given_back() -> None:
 
 
 def test_only_a_launcher_is_watched() -> None:
-    by_hand = LauncherWatch(lambda: None, environment={})
+    by_hand = LauncherWatch(environment={})
     assert by_hand.launchers == []
     environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    watch = LauncherWatch(lambda: None, environment=environment)
+    watch = LauncherWatch(environment=environment)
     assert len(watch.launchers) <= 1, "of the parents only one that is no shell"
     assert is_deepspeed([sys.executable, "/usr/bin/deepspeed", "train.py"])
     assert is_deepspeed([sys.executable, "-u", "-m", "deepspeed.launcher.launch", "--world_info=x"])
@@ -149,10 +150,30 @@ def test_only_a_launcher_is_watched() -> None:
     assert not is_deepspeed([sys.executable, "train.py", "--with", "deepspeed"])
 
 
+@pytest.mark.parametrize(("of_parent", "said"), [({}, "gone"), ({"RANK": "0"}, "")])
+def test_a_rank_that_comes_too_late_to_see_its_launcher_notices_it(
+    of_parent: dict[str, str], said: str
+) -> None:
+    """Its parent then is whoever takes over orphans: no Python, and not part of a run itself."""
+    program = (
+        "import time; from msam_scale.supervision.launcher import LauncherWatch; "
+        "watch = LauncherWatch(); watch.start(lambda: print('gone')); time.sleep(0.1)"
+    )
+    of_torchrun = "RANK=0 LOCAL_RANK=0 WORLD_SIZE=2 TORCHELASTIC_RUN_ID=x"
+    done = subprocess.run(
+        ["sh", "-c", f'{of_torchrun} "$0" -c "$1"; true', sys.executable, program],
+        env=os.environ | of_parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout.strip(), done.stderr) == (said, "")
+
+
 def _rank_of_a_launcher(folder: str) -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0")
-    watch = LauncherWatch(lambda: Path(folder, "noticed").touch())
-    watch.start()
+    watch = LauncherWatch()
+    watch.start(lambda: Path(folder, "noticed").touch())
     Path(folder, "rank").write_text(str(os.getpid()))
     while not Path(folder, "noticed").exists():
         time.sleep(0.05)

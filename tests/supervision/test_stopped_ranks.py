@@ -2,17 +2,37 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import re
 import signal
+import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from faults import replaced
 from live_runs import LiveRanks, saved_step, steps
 from undisturbed import SETTINGS
+from warm_processes import say_into, start_warm
+
+from launch.train import train_rank
+from msam_scale import engine
+from msam_scale.checkpoint import writer
+from msam_scale.supervision import supervision
+from msam_scale.training import measurements
 
 # In small chunks, which take longer.
 _SLOWLY = (*SETTINGS, "batch.chunk=4", "run.name=disturbed")
 Start = Callable[..., LiveRanks]
+# Functions of the main thread; a loader process is killed as each begins.
+_STAGES: dict[str, tuple[Any, str]] = {
+    "step": (engine, "run_step"),
+    "evaluation": (measurements, "evaluate"),
+    "saving": (writer, "write_checkpoint"),
+    "end": (supervision.Supervision, "finish"),
+}
 
 
 @pytest.fixture
@@ -65,3 +85,33 @@ def test_a_run_that_is_stopped_hangs_and_loses_a_rank_ends_as_if_nothing_had_bee
     assert "another rank is gone (rank 1): lost the connection while in" in run.text()
     assert "Traceback" not in run.text()
     goes_on("disturbed")
+
+
+def _lose_a_loader(config: str, stage: str, log: str) -> None:
+    """Trains in this process, one of whose loaders is killed when the stage is first reached."""
+    say_into(log)
+    multiprocessing.set_start_method("fork", force=True)  # as in a program of its own
+    owner, name = _STAGES[stage]
+    reached = getattr(owner, name)
+
+    def lose_and_go_on(*arguments: Any, **named: Any) -> Any:
+        for loader in multiprocessing.active_children()[-1:]:
+            loader.kill()
+            time.sleep(1)  # torch raises within it
+        return reached(*arguments, **named)
+
+    words = (*SETTINGS, f"run.name={stage}", "data.workers=1", "checkpoint.every=4")
+    with replaced(owner, name, lose_and_go_on):
+        sys.exit(train_rank(config, overrides=words))
+
+
+@pytest.mark.parametrize("stage", _STAGES)
+def test_a_killed_loader_is_one_line_at_every_stage(config: str, stage: str) -> None:
+    log = Path(f"{stage}.log")
+    process = start_warm(_lose_a_loader, config, stage, str(log.absolute()))
+    process.join()
+    said = log.read_text()
+    assert process.exitcode == 2, said
+    assert said.count("lost a loader process (pid ") == 1
+    assert "killed by signal: Killed), probably for want of memory; " in said
+    assert "Traceback" not in said

@@ -17,12 +17,12 @@ from warm_processes import ended, say_into, start_warm
 
 from data_pipelines.errors import UserError
 from msam_scale.config.sections.faults import FaultsSection
-from msam_scale.supervision import Supervision, Watchdog
 from msam_scale.supervision import heartbeats as heartbeats_module
 from msam_scale.supervision.heartbeats import Heartbeat, Heartbeats
 from msam_scale.supervision.lost_rank import lost_rank
 from msam_scale.supervision.own_frames import place_of_main_thread
-from msam_scale.supervision.watchdog import record_collectives
+from msam_scale.supervision.supervision import Supervision
+from msam_scale.supervision.watchdog import Watchdog, record_collectives
 
 _INTERVAL = 0.05
 Marks = dict[int, tuple[int, str]]

@@ -10,7 +10,7 @@ from faults import replaced
 
 from data_pipelines import MicroBatchLoader, Split, transform_preset
 from msam_scale.ranks import join
-from msam_scale.supervision import Supervision
+from msam_scale.supervision.supervision import Supervision
 from msam_scale.training import prepare_run, run_training
 from msam_scale.training.tasks import ImageTask
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults import replaced
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
@@ -23,13 +25,16 @@ from launch.local_ranks import start_ranks
 from msam_scale.checkpoint import read_weights
 from msam_scale.config import load_config
 from msam_scale.config.sections.faults import FaultsSection
+from msam_scale.errors import UserError
 from msam_scale.models import ModelRequest, build_model
+from msam_scale.monitoring import Monitor
 from msam_scale.monitoring.deepspeed_events import DeepSpeedEvents
 from msam_scale.monitoring.metric_lines import read_metric_lines
 from msam_scale.monitoring.throughput import peak_of_data_sheet
 from msam_scale.ranks import join
 from msam_scale.step_summary import StepResult
-from msam_scale.supervision import StopRequest, Supervision
+from msam_scale.supervision.stop_request import StopRequest
+from msam_scale.supervision.supervision import Supervision
 from msam_scale.training import prepare_run, run_training
 
 
@@ -98,12 +103,11 @@ def test_a_run_that_fails_before_its_first_step_lets_go_of_its_folder(config: st
     """Also while a program that has caught the error holds its traceback."""
     prepared = prepare_run(config, world_size=1)
     stop = Supervision(FaultsSection(), code=75)
-    Path("runs/small").mkdir(parents=True)
-    Path("runs/small/tensorboard").touch()
-    with pytest.raises(OSError, match="tensorboard"):
+    Path("runs/small/config.yaml").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"config\.yaml"):
         run_training(prepared, ranks=join(), supervision=stop)
-    held = [one.readlink() for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
-    assert not [path for path in held if "runs/small" in str(path)]
+    held = [str(one.readlink()) for one in Path("/proc/self/fd").iterdir() if one.is_symlink()]
+    assert not [path for path in held if "runs/small" in path]
 
 
 def test_a_dry_run_does_all_but_the_first_step(
@@ -131,6 +135,55 @@ def test_a_dry_run_does_all_but_the_first_step(
     assert main([*words, "data.train=data/train", "run.name=other"]) == 2
     assert "data/train" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")} == before
+
+
+def test_other_validation_data_are_told(
+    config: str, digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"data.val={digits}/val", "training.eval_every=null", "monitor.progress=false"]
+    assert main(["train", config, *words, "training.steps=2"]) == 0
+    words[0] = f"data.val={digits}/train"
+    capsys.readouterr()
+    assert main(["train", config, *words, "training.steps=4"]) == 0
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "data.val" in line]
+    assert said.startswith(f"warning: data.val: {digits}/train has other samples than before (")
+
+
+def test_a_start_that_was_overtaken_does_not_overwrite(config: str) -> None:
+    """What decides whether a run begins or goes on is looked at once more under the lock."""
+    stop = Supervision(FaultsSection(), code=75)
+    late = prepare_run(config, overrides=["optimizer.lr=0.5"], world_size=1)
+    train(config, "training.steps=2", "checkpoint.every=1")
+    before = Path("runs/small/config.yaml").read_text()
+    with pytest.raises(UserError, match="has trained in this folder while this one was starting"):
+        run_training(late, ranks=join(), supervision=stop)
+    assert Path("runs/small/config.yaml").read_text() == before
+
+
+@pytest.mark.parametrize(("step", "saved"), [(3, 4), (6, 6)])
+def test_a_run_whose_folder_is_taken_away_saves_and_says_so(
+    step: int, saved: int, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    advance = Monitor.advance
+    done = itertools.count(1)
+
+    def advance_and_rename(monitor: Monitor) -> None:
+        advance(monitor)
+        if next(done) == step:
+            Path("runs/small").rename("runs/elsewhere")
+
+    words = ["data.val=null", "monitor.every=2", "training.steps=6", "monitor.progress=false"]
+    with replaced(Monitor, "advance", advance_and_rename):
+        assert main(["train", config, *words]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert said.splitlines()[-1] == (
+        "msam-scale: runs/small was removed or renamed while the run was writing to it; the state "
+        f"after step {saved} is saved in runs/small/checkpoints/step-{saved:08d}, which is all "
+        "that is there now"
+    )
+    assert main(["train", config, *words]) == 0
+    assert Path("runs/elsewhere/metrics.jsonl").exists()
 
 
 def steps_of(run: str) -> list[int]:
