@@ -21,7 +21,7 @@ from launch.train import train_rank
 from msam_scale import engine
 from msam_scale.checkpoint import writer
 from msam_scale.supervision import supervision
-from msam_scale.training import measurements
+from msam_scale.training.evaluation import Evaluator
 
 # In small chunks, which take longer.
 _SLOWLY = (*SETTINGS, "batch.chunk=4", "run.name=disturbed")
@@ -29,7 +29,7 @@ Start = Callable[..., LiveRanks]
 # Functions of the main thread; a loader process is killed as each begins.
 _STAGES: dict[str, tuple[Any, str]] = {
     "step": (engine, "run_step"),
-    "evaluation": (measurements, "evaluate"),
+    "evaluation": (Evaluator, "evaluate"),
     "saving": (writer, "write_checkpoint"),
     "end": (supervision.Supervision, "finish"),
 }
@@ -90,7 +90,6 @@ def test_a_run_that_is_stopped_hangs_and_loses_a_rank_ends_as_if_nothing_had_bee
 def _lose_a_loader(config: str, stage: str, log: str) -> None:
     """Trains in this process, one of whose loaders is killed when the stage is first reached."""
     say_into(log)
-    multiprocessing.set_start_method("fork", force=True)  # as in a program of its own
     owner, name = _STAGES[stage]
     reached = getattr(owner, name)
 
