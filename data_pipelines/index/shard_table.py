@@ -106,7 +106,9 @@ def scan_to_files(task: ScanTask) -> ShardFindings:
         return _scanned(task)
     # As a whole: all of it is read twice, for the samples and for its checksum.
     source = open_source(task.location)
-    task.path.parent.mkdir(exist_ok=True)
+    # What a killed start has left there, or a link that somebody has put there.
+    shutil.rmtree(task.path.parent, ignore_errors=True)
+    task.path.parent.mkdir()
     try:
         with task.path.open("wb") as file:
             file.writelines(source.pieces(task.path.name, num_bytes=None))

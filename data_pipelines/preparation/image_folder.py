@@ -119,6 +119,11 @@ def _check_classes(root: Path) -> None:
     """Refuses class folders that are rather splits, folds or sources of the same classes."""
     levels = _levels_in(root)
     without_images = [name for name, level in levels.items() if not level.has_images]
+    if len(levels) == len(without_images) == 1 and len(levels[without_images[0]].folders) > 1:
+        raise UserError(
+            f"{root}: all images would be of the one class {without_images[0]}; give that folder "
+            "as the source, or move the images beside it away"
+        )
     for one, other in combinations(without_images, 2):
         shared = levels[one].folders & levels[other].folders
         if len(shared) > 1:

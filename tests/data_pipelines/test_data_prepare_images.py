@@ -174,6 +174,7 @@ def test_splits_are_found_however_they_are_called(
         (("train/a", "Training/a", "val/a"), r"in: Training, train are all called after the split"),
         (("train/a", "train/b", "holdout/a"), r"in: train is called after a split, and holdout be"),
         (("Train", "Val"), r"in/Train: has no subfolders; each class needs one"),
+        (("images/a", "images/b", ""), r"in: all images would be of the one class images; give"),
     ],
 )
 def test_folders_that_would_become_wrong_classes_are_refused(

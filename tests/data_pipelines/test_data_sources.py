@@ -95,7 +95,12 @@ def test_indexing_remote_shards_goes_on_where_it_was(in_memory: Any, tmp_path: P
     assert not list(out.rglob("*.tar"))
     in_memory.pipe(last, content)
     in_memory.pipe("/bucket/split/part-000000.tar", b"not fetched again")
+    left = out / ".index.unfinished/000003.fetched"
+    left.mkdir()
+    (tmp_path / "victim").write_text("kept")
+    (left / "part-000003.tar").symlink_to(tmp_path / "victim")
     assert build_index(["memory://bucket/split"], out=out).num_samples == 40
+    assert (tmp_path / "victim").read_text() == "kept"
 
 
 @pytest.mark.parametrize(
