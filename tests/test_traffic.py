@@ -32,7 +32,7 @@ _ALGORITHMS = ("vanilla", "SAM", "mSAM, m=4")
 # The groups of rank 0: all ranks, a shard group of two, and the replicas of a shard.
 _ALL, _PAIR, _ACROSS = (0, 1, 2, 3), (0, 1), (0, 2)
 # Norms, losses and overflow flags travel in tensors of a few numbers.
-_FEW_BYTES = 64
+_FEW_BYTES = 80
 
 Key = tuple[str, tuple[int, ...]]
 Sent = dict[Key, tuple[int, int]]
