@@ -108,6 +108,40 @@ def test_a_layer_called_twice_is_computed_again() -> None:
     )
 
 
+class Dense(nn.Module):
+    """A layer over all features so far, to whose list it adds its own."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self.inner, self.layer = nn.Linear(8 * (place + 1), 8), nn.Linear(8, 8)
+
+    def forward(self, earlier: list[torch.Tensor]) -> torch.Tensor:
+        new: torch.Tensor = self.layer(self.inner(torch.cat(earlier, 1)).tanh())
+        earlier.append(new)
+        return new
+
+
+class DenselyConnected(nn.Module):
+    """Three of them, in the way of DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Dense(place) for place in range(3))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        so_far = [inputs]
+        for block in self.blocks:
+            new = block(so_far)
+        return self.head(new)  # type: ignore[no-any-return]
+
+
+def test_a_block_that_is_computed_again_finds_its_list_as_it_was() -> None:
+    plain = _after_a_step(DenselyConnected, features())
+    again = _after_a_step(DenselyConnected, features(), training=CHECKPOINTING)
+    assert_states_close(plain, again)
+
+
 class DrawsOnTheHost(nn.Module):
     """Masks its inputs by numpy's and Python's global generators, as SpecAugment does."""
 

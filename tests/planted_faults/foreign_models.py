@@ -26,6 +26,14 @@ FAULTS = (
         tests=(f"{_MODELS}::test_a_layer_called_twice_is_computed_again",),
     ),
     Fault(
+        name="lists-not-restored-for-a-recomputation",
+        file="msam_scale/layers/block_wrapping.py",
+        old="            inputs, named_inputs = _copied(at_entry)\n",
+        new="            pass\n",
+        claim="a block that is computed again is given the lists of its forward",
+        tests=(f"{_MODELS}::test_a_block_that_is_computed_again_finds_its_list_as_it_was",),
+    ),
+    Fault(
         name="host-generators-not-restored-for-a-recomputation",
         file="msam_scale/layers/pass_context.py",
         old="                set_host_generators(generators)",
