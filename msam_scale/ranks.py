@@ -53,7 +53,7 @@ class Ranks:
             return self
         key = dist.group.WORLD, purpose
         if key not in _subgroups:
-            group = dist.new_group(backend="gloo")
+            group = dist.new_group(backend="gloo", timeout=timeout_of_groups())
             assert isinstance(group, dist.ProcessGroup), "all ranks are in it"
             _subgroups[key] = group
         return replace(self, own_group=_subgroups[key])
@@ -131,7 +131,7 @@ class Ranks:
 _subgroups: dict[tuple[object, str], dist.ProcessGroup] = {}
 
 
-# Of the group of all ranks, where `join` has made it: the store that they met at, and its timeout.
+# What `join` was told or has made: the timeout of all groups, and the store that the ranks met at.
 _joined: dict[str, Any] = {}
 
 
@@ -141,10 +141,16 @@ def shared_store() -> Store | None:
     return store
 
 
+def timeout_of_groups() -> timedelta | None:
+    """The timeout that `join` was called with, which torch gives no group that is made later."""
+    timeout: timedelta | None = _joined.get("timeout")
+    return timeout
+
+
 def _subgroup(ranks: list[list[int]]) -> dist.ProcessGroup:
     key = dist.group.WORLD, str(ranks)
     if key not in _subgroups:
-        group, _ = dist.new_subgroups_by_enumeration(ranks, timeout=_joined.get("timeout"))
+        group, _ = dist.new_subgroups_by_enumeration(ranks, timeout=timeout_of_groups())
         assert isinstance(group, dist.ProcessGroup), "this rank is in one of the groups"
         _subgroups[key] = group
     return _subgroups[key]
@@ -157,12 +163,15 @@ def join(*, timeout: timedelta | None = None) -> Ranks:
     MASTER_PORT. A group that the caller has initialised is used as it is.
 
     Args:
-        timeout: after which a collective that a rank does not come to fails; by default PyTorch's.
+        timeout: after which a collective that a rank does not come to fails, in this group (but for
+            the caller's own) and in all that are made of its ranks later; by default PyTorch's.
 
     Raises:
         UserError: an environment variable is missing or no number.
     """
     device = _local_device()
+    if timeout is not None:
+        _joined["timeout"] = timeout
     if not dist.is_initialized():
         if _environment_number("WORLD_SIZE", default=1) == 1:
             return Ranks(rank=0, size=1, device=device)
@@ -186,7 +195,7 @@ def join(*, timeout: timedelta | None = None) -> Ranks:
             device_id=device_id,
             **limit,
         )
-        _joined.update(store=store, timeout=timeout)
+        _joined["store"] = store
     return Ranks(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 
 

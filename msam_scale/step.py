@@ -63,12 +63,15 @@ def run_step(
         with sharding.perturbed(), sharding.descent_pass(last=micro_batch.is_last):
             passes.run(micro_batch, divisor=plan.batch_size, at_weights=False)
     summary.reduce()
-    if (scale := summary.gradient_scale()) is not None:
-        sharding.scale_gradient(scale)
-    gradient_norm = sharding.gradient_norm()
+    scale, gradient_norm = summary.gradient_scale(), sharding.gradient_norm()
+    if scale is not None:
+        gradient_norm = gradient_norm * scale
     result = summary.finish_step(gradient_norm)
     if clip_norm is not None:
         # The small constant is torch.nn.utils.clip_grad_norm_'s, whose meaning this keeps.
-        sharding.scale_gradient((clip_norm / (gradient_norm + 1e-6)).clamp(max=1.0))
+        clipping = (clip_norm / (gradient_norm + 1e-6)).clamp(max=1.0)
+        scale = clipping if scale is None else scale * clipping
+    if scale is not None:
+        sharding.scale_gradient(scale)
     sharding.apply(result.skip)
     return result

@@ -158,6 +158,12 @@ def mini_batch(step: int, *, dtype: torch.dtype = torch.float64) -> tuple[torch.
     return images.to(dtype), labels
 
 
+def features() -> tuple[torch.Tensor, torch.Tensor]:
+    """Eight samples of eight features each, float32, and labels of five classes."""
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(8, 8, generator=generator), torch.randint(5, (8,), generator=generator)
+
+
 def cross_entropy(model: Any, batch: Any) -> torch.Tensor:
     """The mean cross-entropy of `(images, labels)`."""
     images, labels = batch

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from engine_models import BATCH_SIZE, build_model, cross_entropy, mini_batch
+from torch import nn
 
 from msam_scale import sharding
 from msam_scale.engine import Engine
@@ -70,6 +71,22 @@ def settings(
         "precision": precision,
         "sharding": {"strategy": strategy, **sharding},
     }
+
+
+def small_engine(model: nn.Module, *, training: Any = None, **changes: Any) -> Engine:
+    """An engine of the model for mini-batches of eight samples; `changes` go to `settings`."""
+    loss_fn, optimizer = changes.pop("loss_fn", None), changes.pop("optimizer", None)
+    arguments = {"micro_batches": 2, "batch_size": 8, "precision": "float32", **changes}
+    if optimizer is not None:
+        arguments["optimizer"] = {"name": "client"}
+    config = settings(**arguments) | {"training": training or {}}
+    return initialize(model.train(), config=config, loss_fn=loss_fn, optimizer=optimizer)
+
+
+def assert_states_close(one: Any, other: Any, **tolerance: float) -> None:
+    """Compares all tensors of two state dicts."""
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, **{"rtol": 1e-5, "atol": 1e-6, **tolerance})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from engine_models import cross_entropy
+from engine_models import cross_entropy, features
 from engine_runs import own_part, settings
 from rank_pool import OnRanks
 from torch import nn
@@ -20,11 +20,6 @@ from msam_scale.initialization import initialize
 
 _STRATEGIES = ["replicated", "fsdp", "zero1", "zero3"]
 _NORMS = {"hook": spectral_norm, "parametrization": parametrizations.spectral_norm}
-
-
-def _features() -> tuple[torch.Tensor, ...]:
-    generator = torch.Generator().manual_seed(2)
-    return torch.randn(8, 8, generator=generator), torch.randint(5, (8,), generator=generator)
 
 
 def _layers() -> nn.Sequential:
@@ -44,7 +39,7 @@ def _after_two_steps(kind: str, strategy: str) -> dict[str, torch.Tensor]:
     model[0] = _NORMS[kind](model[0])
     engine = _engine(model, strategy=strategy)
     for _ in range(2):
-        engine.train_step(own_part(engine, _features()))
+        engine.train_step(own_part(engine, features()))
     return engine.full_state_dict()
 
 
@@ -61,7 +56,7 @@ def _frozen_later(strategy: str) -> None:
     model = _layers()
     model[0].requires_grad_(False)
     engine = _engine(model, strategy=strategy)
-    batch = own_part(engine, _features())
+    batch = own_part(engine, features())
     engine.train_step(batch)
     for name, trained in (("0", True), ("3", False)):
         engine(batch[0])  # an evaluation, which leaves parameters gathered
@@ -91,7 +86,7 @@ def _said_of_the_loss(strategy: str) -> list[list[str]]:
     found = []
     for loss_fn in (cross_entropy, own):
         engine = _engine(_layers(), strategy=strategy, loss_fn=loss_fn)
-        engine.train_step(own_part(engine, _features()))
+        engine.train_step(own_part(engine, features()))
         found.append(list(heard))
         heard.clear()
     logging.getLogger("msam_scale").removeHandler(handler)
@@ -113,7 +108,7 @@ def _rates(strategy: str) -> list[float]:
         return torch.optim.SGD(groups, lr=0.2)
 
     engine = _engine(_layers(), strategy=strategy, optimizer=build)
-    engine.train_step(own_part(engine, _features()))
+    engine.train_step(own_part(engine, features()))
     return [group["lr"] for group in engine.optimizer.param_groups]
 
 
@@ -134,7 +129,7 @@ def _boxes() -> dict[str, torch.Tensor]:
     engine = _engine(_layers(), strategy="replicated", loss_fn=loss_fn)
     positions = engine.plan.positions(engine.ranks.rank)
     boxes = [torch.full((i % 3 + 1, 4), float(i)) for i in range(8)]
-    engine.train_step({"images": _features()[0][positions], "boxes": [boxes[i] for i in positions]})
+    engine.train_step({"images": features()[0][positions], "boxes": [boxes[i] for i in positions]})
     return engine.full_state_dict()
 
 

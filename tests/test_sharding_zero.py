@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
+import deepspeed
 import pytest
 import torch
 from engine_models import build_model, mini_batch
@@ -15,10 +18,11 @@ from engine_runs import relative_difference as difference
 from rank_pool import OnRanks
 from references import reference_for
 from saved_state import Held, optimizer_state_of
+from torch.overrides import TorchFunctionMode
 
 from msam_scale.engine import Engine
 from msam_scale.errors import UserError
-from msam_scale.ranks import leave
+from msam_scale.ranks import join, leave
 from msam_scale.sharding.zero.start import check_secondary_shards
 
 MODEL = "odd, all of it used"
@@ -184,6 +188,52 @@ def test_an_engine_that_nobody_holds_lets_go_of_its_buckets(precision: str) -> N
     del engine
     gc.collect()
     assert not buckets
+
+
+class _HostReads(TorchFunctionMode):
+    """Notes where DeepSpeed, or what drives it, waits for a value of the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_function__(  # type: ignore[override]
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(function, "__name__", "") in ("__bool__", "__float__", "__int__", "item"):
+            frames = traceback.extract_stack()[:-1]
+            if any(frame.name == "apply" for frame in frames):
+                self.places.append(f"{frames[-1].filename}:{frames[-1].lineno}")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("strategy", ["zero1", "zero2"])
+def test_stages_1_and_2_skip_a_step_without_asking_the_host(strategy: str) -> None:
+    engine = engine_for(Run(_config(strategy), model=MODEL))
+    _train_step(engine, 0)
+    images, labels = mini_batch(1, dtype=torch.float32)
+    bad = images.masked_fill(torch.arange(len(images)).view(-1, 1, 1, 1) == 3, float("nan"))
+    before = engine.full_state_dict()
+    for inputs, skipped in ((bad, True), (images, False)):
+        with _HostReads() as reads:
+            step = engine.train_step((inputs, labels))
+        assert reads.places == []
+        assert step.skipped == skipped
+        after = engine.full_state_dict()
+        assert all(torch.equal(after[name], before[name]) for name in before) == skipped
+
+
+def _timeouts() -> list[timedelta]:
+    """Of groups that are made when the ranks have joined, by us and by DeepSpeed."""
+    ranks = join(timeout=timedelta(seconds=90))
+    engine_for(Run(_config("zero1"), model=MODEL))
+    groups = [ranks.apart("a test").world, deepspeed.comm.new_group(ranks=[0, 1])]
+    cpu = torch.device("cpu")
+    return [group._get_backend(cpu).options._timeout for group in groups]
+
+
+def test_every_group_has_the_timeout_of_the_run(on_ranks: OnRanks) -> None:
+    assert on_ranks(2, _timeouts) == [[timedelta(seconds=90)] * 2] * 2
 
 
 def test_a_process_may_leave_its_group_and_join_another() -> None:

@@ -73,6 +73,22 @@ def _checkpointed(
             "would fill a second time when it is computed again; call the model without a cache "
             "and without use_cache=True, or train without activation checkpointing"
         )
+    at_entry = _copied((inputs, named_inputs))
+
+    def forward(*inputs: Any, **named_inputs: Any) -> Any:
+        if context.is_recomputing:
+            inputs, named_inputs = _copied(at_entry)
+        return call(*inputs, **named_inputs)
+
     return checkpoint(
-        call, *inputs, use_reentrant=False, context_fn=context.recomputation, **named_inputs
+        forward, *inputs, use_reentrant=False, context_fn=context.recomputation, **named_inputs
     )
+
+
+def _copied(value: Any) -> Any:
+    """The same tensors in containers of their own: dense blocks add to a list that they share."""
+    if type(value) in (list, tuple):
+        return type(value)(_copied(inner) for inner in value)
+    if type(value) is dict:
+        return {key: _copied(inner) for key, inner in value.items()}
+    return value

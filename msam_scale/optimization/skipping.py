@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 import torch
 
@@ -19,13 +20,27 @@ _WHAT_HELPS = (
 )
 
 
-def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
+def step_unless(
+    optimizer: torch.optim.Optimizer,
+    skip: torch.Tensor,
+    *,
+    step: Callable[[], object] | None = None,
+) -> bool:
     """Steps the optimizer where `skip`, a bool scalar on the device, is false.
 
     torch's fused optimizers read a flag named `found_inf` on the device, the protocol that
     `torch.amp.GradScaler` uses. Others need the value on the host, as does the first step of one
     that makes its state then: skipped on the device, it would leave SGD's momentum uninitialised.
+
+    Args:
+        optimizer: what must not step.
+        skip: the flag.
+        step: calls `optimizer.step()`; by default it is called as it is.
+
+    Returns:
+        Whether `step` was called, with the flag where that was on the device only.
     """
+    step = step or optimizer.step
     fused = getattr(optimizer, "_step_supports_amp_scaling", False)
     stateless = isinstance(optimizer, torch.optim.SGD) and not any(
         group["momentum"] for group in optimizer.param_groups
@@ -34,10 +49,13 @@ def step_unless(optimizer: torch.optim.Optimizer, skip: torch.Tensor) -> None:
         device = optimizer.param_groups[0]["params"][0].device  # the host, for offloaded shards
         optimizer.found_inf = skip.to(device, torch.float32)  # type: ignore[attr-defined]
         optimizer.grad_scale = None  # type: ignore[attr-defined]
-        optimizer.step()
+        step()
         del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
-    elif not bool(skip):
-        optimizer.step()
+        return True
+    if bool(skip):
+        return False
+    step()
+    return True
 
 
 class SkippedSteps:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.planted_faults import Fault
 
 _MODELS = "tests/test_foreign_models.py"
+_HABITS = "tests/test_foreign_habits.py"
 _ON_RANKS = "tests/test_foreign_models_on_ranks.py"
 
 FAULTS = (
@@ -23,6 +24,14 @@ FAULTS = (
         new="self._recomputing(self._calls, host_generators())",
         claim="a block that is computed again has the masks of its forward",
         tests=(f"{_MODELS}::test_a_layer_called_twice_is_computed_again",),
+    ),
+    Fault(
+        name="lists-not-restored-for-a-recomputation",
+        file="msam_scale/layers/block_wrapping.py",
+        old="            inputs, named_inputs = _copied(at_entry)\n",
+        new="            pass\n",
+        claim="a block that is computed again is given the lists of its forward",
+        tests=(f"{_MODELS}::test_a_block_that_is_computed_again_finds_its_list_as_it_was",),
     ),
     Fault(
         name="host-generators-not-restored-for-a-recomputation",
@@ -54,7 +63,7 @@ FAULTS = (
         old='peaks = [group["lr"] * scale for',
         new='peaks = [group["lr"] for',
         claim="rates of layers from timm are kept",
-        tests=(f"{_MODELS}::test_rates_that_timm_gives_its_layers_are_kept",),
+        tests=(f"{_HABITS}::test_rates_that_timm_gives_its_layers_are_kept",),
     ),
     Fault(
         name="vectors-move-in-every-forward",
@@ -78,7 +87,7 @@ FAULTS = (
         old="        of_samples=lambda samples: Samples(samples[start : start + length]),\n",
         new="        of_samples=lambda samples: samples,\n",
         claim="a list of one entry a sample is cut by entries",
-        tests=(f"{_MODELS}::test_lists_with_one_entry_a_sample_are_cut_by_sample",),
+        tests=(f"{_HABITS}::test_lists_with_one_entry_a_sample_are_cut_by_sample",),
     ),
     Fault(
         name="gathered-parameters-taken-for-the-losss",
@@ -86,7 +95,7 @@ FAULTS = (
         old="for parameter in outside if parameter.grad is not None]",
         new="for parameter in outside]",
         claim="FSDP2's gathered parameters are not taken for parameters of the loss",
-        tests=(f"{_MODELS}::test_parameters_of_the_loss_are_noticed",),
+        tests=(f"{_HABITS}::test_parameters_of_the_loss_are_noticed",),
     ),
     Fault(
         name="zero3-does-not-look-at-what-is-frozen",
@@ -102,7 +111,7 @@ FAULTS = (
         old="    for child_name, child in module.named_children():",
         new="    for child_name, child in ():",
         claim="a part of the model in evaluation mode is said",
-        tests=(f"{_MODELS}::test_evaluation_mode_is_said_once",),
+        tests=(f"{_HABITS}::test_evaluation_mode_is_said_once",),
     ),
     Fault(
         name="no-labels-is-no-cause",
@@ -110,6 +119,6 @@ FAULTS = (
         old="            self._summary.add_unlabelled(is_unlabelled)",
         new="            pass",
         claim="a micro-batch without labels is said to be the cause of a skipped step",
-        tests=(f"{_MODELS}::test_a_micro_batch_without_labels_is_said_and_counted",),
+        tests=(f"{_HABITS}::test_a_micro_batch_without_labels_is_said_and_counted",),
     ),
 )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
+from msam_scale.optimization import step_unless
 from msam_scale.sharding.gradient_reduction import BUCKET_BYTES
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.norms import square_sum
@@ -82,12 +83,14 @@ class OptimizerPartitioning(ReplicatedSharding):
             piece.mul_(factor.to(piece.device))
 
     def apply(self, skip: torch.Tensor) -> None:
-        """Lets DeepSpeed step and gather the weights, unless `skip`."""
+        """Lets DeepSpeed step and gather the weights, unless `skip`.
+
+        Where it offloads, it looks at the gradient's norm on the host, and so does this.
+        """
         self._reduced = []
-        if bool(skip):
+        skips = private_api.offloads_optimizer(self._engine) and bool(skip)
+        if skips or not step_unless(self.optimizer, skip, step=self._engine.step):
             private_api.drop_reduced_gradients(self._engine)
-        else:
-            self._engine.step()
         if self._loss_scale is not None:
             self._loss_scale.update(skip)
 

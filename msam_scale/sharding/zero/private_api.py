@@ -11,6 +11,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import cache
 from typing import Any
 
@@ -89,6 +90,11 @@ def reduced_gradients(engine: Any) -> list[torch.Tensor]:
     if optimizer.cpu_offload:
         return [partition.grad for partition in optimizer.single_partition_of_fp32_groups]
     return [piece for pieces in optimizer.averaged_gradients.values() for piece in pieces]
+
+
+def offloads_optimizer(engine: Any) -> bool:
+    """Whether the optimizer steps in host memory."""
+    return bool(engine.optimizer.cpu_offload)
 
 
 def hold_back_reduction(engine: Any) -> None:
@@ -212,6 +218,13 @@ def forget_groups_of_before() -> None:
         dist.get_rank(groups._WORLD_GROUP)
     except ValueError:  # no group of the present world
         groups._release_process_group_references()
+
+
+def make_groups_with(timeout: timedelta | None) -> None:
+    """Gives the groups that DeepSpeed makes this timeout; None: torch's own, as it would itself."""
+    from deepspeed.comm import comm
+
+    comm.cdb.new_group = lambda ranks: dist.new_group(ranks, timeout=timeout)
 
 
 def forget_secondary_groups() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from data_pipelines.errors import UserError
 from msam_scale.batch_plan import divisors
 from msam_scale.config.deepspeed.engine_settings import engine_settings
+from msam_scale.ranks import timeout_of_groups
 from msam_scale.sharding.interface import ShardingRequest
 from msam_scale.sharding.zero import private_api
 
@@ -98,6 +99,7 @@ def join_deepspeed(request: ShardingRequest) -> None:
             dist_init_required=False,
             verbose=False,
         )
+    private_api.make_groups_with(timeout_of_groups())
 
 
 def _check_elementwise(optimizer: torch.optim.Optimizer) -> None:
