@@ -1,4 +1,4 @@
-"""Faults of runs: stopping and going on, measuring and reporting, commands and launchers."""
+"""Faults of runs: going on, measuring and reporting, folders and commands."""
 
 from __future__ import annotations
 
