@@ -118,6 +118,7 @@ PARTS: dict[str, Part] = {
     "trajectories": Part("every layout on every number of ranks with every kind of net"),
     "recipes": Part("every recipe of the paper built and planned"),
     "reproduction": Part("tables and figures of the paper at laptop scale"),
+    "models": Part("families of timm and transformers, with and without checkpointing"),
     "data": Part("large and many-process runs of the data pipelines"),
     "memory": Part("what memory the engine and the loaders take"),
     "benchmarks": Part("that each benchmark runs and reports its ratios"),

@@ -6,13 +6,20 @@ and masks; clipping and optimizers are torch's own.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from reference_layers import Place, replace_layers
 from torch import nn
+
+from tests.reference_layers import Place, replace_layers, seed_of_forward
+
+Loss = Callable[[nn.Module, Any], tuple[torch.Tensor, float]]
+"""Of a model and some samples: the mean over them, and what it counts for."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,15 @@ class Reference:
     ascent_norms: list[float] = field(default_factory=list)
 
 
+def _cross_entropy(model: nn.Module, batch: Any) -> tuple[torch.Tensor, float]:
+    images, labels = batch
+    return F.cross_entropy(model(images), labels), len(labels)
+
+
 def reference_run(
     model: nn.Module,
     *,
-    mini_batch: Callable[[int], tuple[torch.Tensor, ...]],
+    mini_batch: Callable[[int], Any],
     steps: int,
     micro_batches: int,
     rho: float | Sequence[float] | None,
@@ -47,12 +59,15 @@ def reference_run(
     seed: int = 0,
     normalizes: bool = True,
     algorithms: Sequence[str] | None = None,
+    loss: Loss = _cross_entropy,
+    chunk: int | None = None,
 ) -> Reference:
     """Trains in the model's own type, one micro-batch at a time.
 
     Args:
         model: trained in place; its batch norms and dropouts are replaced.
-        mini_batch: images and labels of a step.
+        mini_batch: images and labels of a step, or what else `loss` takes: tensors of all samples
+            in a tuple or a dict.
         steps: optimizer steps.
         micro_batches: m.
         rho: radius of the perturbation, or one for each micro-batch; None: no ascent, plain
@@ -64,6 +79,9 @@ def reference_run(
         normalizes: whether the perturbation has the length ρ, or is ρ times the gradient.
         algorithms: of each step, `vanilla` or `sam` (of one micro-batch) or `msam`; by default the
             one that `rho` means.
+        loss: cross-entropy by default.
+        chunk: samples of one forward; by default a micro-batch. It matters where a forward draws
+            from the global generators, which are seeded by its first sample.
     """
     place = Place(seed=seed, norm_samples=norm_samples)
     replace_layers(model, place)
@@ -72,29 +90,36 @@ def reference_run(
     result = Reference(start=_copied(model))
 
     def loss_and_gradients(
-        batch: tuple[torch.Tensor, ...], part: torch.Tensor, *, records: bool
-    ) -> tuple[float, list[torch.Tensor]]:
-        place.begin_forward(part, records_statistics=records)
-        loss = F.cross_entropy(model(batch[0][part]), batch[1][part])
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        batch: Any, part: torch.Tensor, *, records: bool
+    ) -> tuple[float, list[torch.Tensor], float]:
+        """Mean loss of a micro-batch, its gradients, and its weight."""
         # The engine gives unused parameters a zero gradient, so they decay and keep their momentum.
-        filled = [
-            torch.zeros_like(parameter) if gradient is None else gradient
-            for parameter, gradient in zip(parameters, gradients, strict=True)
-        ]
-        return loss.item(), filled
+        sums = [torch.zeros_like(parameter) for parameter in parameters]
+        total, whole_weight = 0.0, 0.0
+        for positions in part.split(chunk or len(part)):
+            place.begin_forward(positions, records_statistics=records)
+            _seed_generators(seed_of_forward(place, int(positions[0])))
+            mean, weight = loss(model, _rows(batch, positions))
+            gradients = torch.autograd.grad(mean, parameters, allow_unused=True)
+            for sum_, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    sum_.add_(gradient, alpha=weight)
+            total, whole_weight = total + mean.item() * weight, whole_weight + weight
+        return total / whole_weight, [sum_ / whole_weight for sum_ in sums], whole_weight
 
     for step in range(steps):
         batch = mini_batch(step)
-        place.begin_step(step, num_samples=len(batch[0]))
+        num_samples = _num_samples(batch)
+        place.begin_step(step, num_samples=num_samples)
         total = [torch.zeros_like(parameter) for parameter in parameters]
-        losses, norms = [], []
+        losses, norms, weights = [], [], []
         algorithm = algorithms[step] if algorithms else "vanilla" if rho is None else "msam"
         num_parts = 1 if algorithm == "sam" else micro_batches
-        parts = torch.arange(len(batch[0])).tensor_split(num_parts)
+        parts = torch.arange(num_samples).tensor_split(num_parts)
         for number, part in enumerate(parts):
-            loss, gradients = loss_and_gradients(batch, part, records=True)
-            losses.append(loss)
+            value, gradients, weight = loss_and_gradients(batch, part, records=True)
+            losses.append(value * weight)
+            weights.append(weight)
             if algorithm != "vanilla":
                 assert rho is not None
                 norm = torch.cat([g.flatten() for g in gradients]).norm().item()
@@ -105,12 +130,13 @@ def reference_run(
                         length = norm if normalizes else 1.0
                         radius = rho[number] if isinstance(rho, Sequence) else rho
                         parameter.add_(gradient, alpha=radius / length if length else 0.0)
-                _, gradients = loss_and_gradients(batch, part, records=False)
+                _, gradients, _ = loss_and_gradients(batch, part, records=False)
                 with torch.no_grad():
                     for parameter, old in zip(parameters, before, strict=True):
                         parameter.copy_(old)
             for sum_, gradient in zip(total, gradients, strict=True):
-                sum_.add_(gradient / num_parts)
+                sum_.add_(gradient * weight)
+        total = [sum_ / sum(weights) for sum_ in total]
         for parameter, gradient in zip(parameters, total, strict=True):
             parameter.grad = gradient
         result.gradient_norms.append(float(torch.nn.utils.get_total_norm(total)))
@@ -118,10 +144,29 @@ def reference_run(
             torch.nn.utils.clip_grad_norm_(parameters, clip_norm)
         optimizer.step()
         place.end_step()
-        result.losses.append(sum(losses) / num_parts)
+        result.losses.append(sum(losses) / sum(weights))
         result.ascent_norms.append(sum(norms) / num_parts)
     result.state.update(_copied(model))
     return result
+
+
+def _rows(batch: Any, positions: torch.Tensor) -> Any:
+    if isinstance(batch, dict):
+        return {
+            name: value[positions] if isinstance(value, torch.Tensor) else value
+            for name, value in batch.items()
+        }
+    return tuple(tensor[positions] for tensor in batch)
+
+
+def _num_samples(batch: Any) -> int:
+    return len(next(iter(batch.values())) if isinstance(batch, dict) else batch[0])
+
+
+def _seed_generators(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def _copied(model: nn.Module) -> dict[str, torch.Tensor]:

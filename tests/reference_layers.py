@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 from timm.layers.drop import DropPath
+from timm.layers.norm_act import BatchNormAct2d
 from torch import nn
 from torch.func import _random as torch_random
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Place:
@@ -45,27 +47,30 @@ class Place:
             norm.move()
 
 
-class ReferenceBatchNorm(nn.Module):
+class ReferenceBatchNorm:
     """Batch norm over runs of samples; running statistics move by the mean over all runs."""
 
-    def __init__(self, original: nn.BatchNorm2d, place: Place) -> None:
-        super().__init__()
-        self.weight, self.bias = original.weight, original.bias
-        for name, buffer in original.named_buffers():
-            self.register_buffer(name, buffer.clone())
-        self.eps, self.momentum, self.place = original.eps, original.momentum, place
+    def __init__(self, module: _BatchNorm, place: Place) -> None:
+        self.module, self.place = module, place
         self.seen: list[tuple[torch.Tensor, torch.Tensor]] = []
         place.norms.append(self)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalises (samples, channels, height, width)."""
-        parts = images.split(self.place.norm_samples or len(images))
-        return torch.cat([self._normalise(part) for part in parts])
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Normalises (samples, channels, …)."""
+        rows = len(inputs) // len(self.place.positions)
+        num_samples = self.place.norm_samples or len(self.place.positions)
+        parts = inputs.split(num_samples * rows)
+        normal = torch.cat([self._normalise(part) for part in parts])
+        if isinstance(self.module, BatchNormAct2d):
+            return self.module.act(self.module.drop(normal))  # type: ignore[no-any-return]
+        return normal
 
     def move(self) -> None:
         """Moves the running statistics by what was seen since the last time."""
-        momentum = self.momentum
-        tracked = self.get_buffer("num_batches_tracked").add_(1)
+        if not self.seen:
+            return
+        momentum = self.module.momentum
+        tracked = self.module.get_buffer("num_batches_tracked").add_(1)
         if momentum is None:
             momentum = 1.0 / float(tracked)
         means, variances = zip(*self.seen, strict=True)
@@ -75,51 +80,69 @@ class ReferenceBatchNorm(nn.Module):
 
     def _move(self, name: str, values: Sequence[torch.Tensor], momentum: float) -> None:
         mean = torch.stack(tuple(values)).mean(0)
-        buffer = self.get_buffer(name)
+        buffer = self.module.get_buffer(name)
         buffer.copy_((1 - momentum) * buffer + momentum * mean)
 
     def _normalise(self, part: torch.Tensor) -> torch.Tensor:
-        mean = part.mean((0, 2, 3), keepdim=True)
+        dims = [dim for dim in range(part.dim()) if dim != 1]
+        mean = part.mean(dims, keepdim=True)
         centred = part - mean
         count = part.numel() // part.shape[1]
-        variance = centred.square().sum((0, 2, 3), keepdim=True) / count
-        if self.place.records_statistics:
+        variance = centred.square().sum(dims, keepdim=True) / count
+        if self.place.records_statistics and self.module.running_mean is not None:
             unbiased = variance.detach().flatten() * count / (count - 1)
             self.seen.append((mean.detach().flatten(), unbiased))
-        shape = (1, -1, 1, 1)
-        return centred / (variance + self.eps).sqrt() * self.weight.view(shape) + self.bias.view(
-            shape
-        )
+        normal = centred / (variance + self.module.eps).sqrt()
+        if not self.module.affine:
+            return normal
+        shape = [-1 if dim == 1 else 1 for dim in range(part.dim())]
+        return normal * self.module.weight.view(shape) + self.module.bias.view(shape)
 
 
-class ReferenceMask(nn.Module):
-    """Dropout from a mask drawn for all B samples at once, of which a forward takes its rows."""
+class ReferenceMask:
+    """Dropout from a mask drawn for all B samples at once, of which a forward takes its rows.
 
-    def __init__(
-        self, probability: float, layer: int, place: Place, *, whole_samples: bool
-    ) -> None:
-        super().__init__()
-        # timm reads `p` of the dropout that its fused attention does itself.
-        self.p, self.layer, self.place = probability, layer, place
-        self.whole_samples = whole_samples
+    Where the rows are not those of the samples, the layer does what it does anyway.
+    """
+
+    def __init__(self, module: nn.Module, layer: int, place: Place) -> None:
+        self.module, self.layer, self.place = module, layer, place
+        self.ordinary = module.forward
         self.num_calls = 0
         place.masks.append(self)
 
-    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """Drops single values, or `whole_samples`, of (samples, …)."""
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Drops values, channels or samples of (samples, …), as the layer's class does."""
+        module = self.module
+        probability = module.drop_prob if isinstance(module, DropPath) else module.p
+        rows, rest = divmod(len(inputs), len(self.place.positions))
+        if not (module.training and 0.0 < probability < 1.0) or rest:
+            return self.ordinary(inputs)  # type: ignore[no-any-return]
         call, self.num_calls = self.num_calls, self.num_calls + 1
-        if self.p == 0.0:
-            return inputs
-        shape = (1,) * (inputs.dim() - 1) if self.whole_samples else inputs.shape[1:]
+        num_dims = _MASKED_DIMS[type(module)](inputs.dim())
         mask = draw_mask(
-            self.p,
-            (self.place.num_samples, *shape),
+            probability,
+            (self.place.num_samples, rows, *inputs.shape[1:num_dims]),
             seed=self.place.seed,
             step=self.place.step,
             layer=self.layer,
             call=call,
         )
-        return inputs * mask[self.place.positions].to(inputs.dtype) / (1 - self.p)
+        mask = mask[self.place.positions].flatten(0, 1).to(inputs.dtype)
+        scale = (
+            1.0 if isinstance(module, DropPath) and not module.scale_by_keep else 1 - probability
+        )
+        return inputs * mask.view(*mask.shape, *[1] * (inputs.dim() - num_dims)) / scale
+
+
+# Over how many of an input's dimensions a mask goes.
+_MASKED_DIMS: dict[type[nn.Module], Callable[[int], int]] = {
+    nn.Dropout: lambda dims: dims,
+    nn.Dropout1d: lambda dims: dims - 1,
+    nn.Dropout2d: lambda dims: 2,
+    nn.Dropout3d: lambda dims: dims - 3,
+    DropPath: lambda dims: 1,
+}
 
 
 @cache
@@ -142,18 +165,22 @@ def draw_mask(
 
 
 def replace_layers(model: nn.Module, place: Place) -> None:
-    """Puts the reference's layers in the place of torch's, in the order of `named_modules`."""
+    """Gives torch's and timm's layers the reference's forwards, in the order of `named_modules`."""
     num_masks = 0
-    for name, module in list(model.named_modules()):
-        new: nn.Module
-        if isinstance(module, nn.BatchNorm2d):
-            new = ReferenceBatchNorm(module, place)
-        elif isinstance(module, nn.Dropout | DropPath):
-            whole = isinstance(module, DropPath)
-            probability = module.drop_prob if isinstance(module, DropPath) else module.p
-            new = ReferenceMask(probability, num_masks, place, whole_samples=whole)
+    for _, module in model.named_modules():
+        if isinstance(module, _BatchNorm):
+            module.forward = ReferenceBatchNorm(module, place)
+        elif type(module) in _MASKED_DIMS:
+            module.forward = ReferenceMask(module, num_masks, place)
             num_masks += 1
-        else:
-            continue
-        parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, new)
+
+
+def seed_of_forward(place: Place, first_position: int) -> int:
+    """What torch's, numpy's and Python's generators are seeded by in a forward.
+
+    The first word of fold_in(fold_in(key(seed), step), position of the first sample).
+    """
+    key = torch_random.key(place.seed)
+    for number in (place.step, first_position):
+        key = torch_random.fold_in(key, number)
+    return int(key.view(torch.int64)[0])
