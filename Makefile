@@ -29,7 +29,7 @@ tests: install
 test: install
 	$(MAKE) --no-print-directory --jobs 2 lint tests
 
-# The long parts, by name: make test-all PARTS="kills readme". `make test` is not among them.
+# The long parts, by name: make test-all PARTS="chaos readme". `make test` is not among them.
 test-all: install
 	$(BIN)/python -m tests.parts $(PARTS)
 

@@ -1,4 +1,4 @@
-"""The long parts of the tests: `make test-all`, or `make test-all PARTS="kills readme"`.
+"""The long parts of the tests: `make test-all`, or `make test-all PARTS="chaos readme"`.
 
     python -m tests.parts [PART …] [--list] [--again]
 
@@ -108,9 +108,10 @@ class Part:
 
 
 PARTS: dict[str, Part] = {
-    "kills": Part(
-        "100 kills of a run, at every stage of a save and at random moments",
-        lambda: [("python tests/kill_matrix.py --kills 100", {})],
+    "chaos": Part(
+        "200 kills of runs under every launcher: at every stage of a save, in starts, evaluations "
+        "and at random moments",
+        lambda: [("python -m tests.chaos --kills 200", {})],
     ),
     "readme": Part("every command of the README at full length"),
     "launchers": Part("every launcher with every strategy"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import psutil
 
@@ -14,8 +14,8 @@ _SECONDS_BETWEEN_LOOKS = 1.0
 _SIGNS_OF_A_LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 # A person who sets these variables by hand starts ranks from a shell, and may leave it.
 _SHELLS = {"sh", "bash", "dash", "zsh", "ksh", "fish", "csh", "tcsh", "busybox"}
-# Set by torchrun and `msam-scale train --nproc`, and by the deepspeed launcher: Python programs.
-_SIGNS_OF_PYTHON = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
+# Set by torchrun and `msam-scale train --nproc`, and by the deepspeed launcher.
+_SIGNS_OF_TORCH = ("TORCHELASTIC_RUN_ID", "CROSS_RANK")
 _DEEPSPEED = {"deepspeed.launcher.launch", "deepspeed.launcher.runner"}
 
 
@@ -35,9 +35,9 @@ class LauncherWatch:
         started = all(name in environment for name in _SIGNS_OF_A_LAUNCHER)
         self._parent = os.getppid()
         self.launchers = _launchers() if started else []
-        by_python = any(name in environment for name in _SIGNS_OF_PYTHON)
+        has_torch = any(name in environment for name in _SIGNS_OF_TORCH)
         # Whoever takes over orphans, such as init, has become the parent.
-        self._is_orphan = started and by_python and not _may_launch(self._parent)
+        self._is_orphan = started and has_torch and not _may_launch(self._parent)
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -93,15 +93,14 @@ def is_deepspeed(command: Sequence[str]) -> bool:
 
 
 def _may_launch(pid: int) -> bool:
-    """Whether a process may be a launcher in Python, or a script that one started for a rank."""
+    """Whether a process may be a launcher, which has torch, or a script that one has started."""
     try:
-        process = psutil.Process(pid)
-        is_python = PurePath(process.exe()).name.startswith(("python", "pypy"))
-        return is_python or "RANK" in process.environ()
-    except psutil.NoSuchProcess:
-        return False
-    except psutil.Error:
-        return True  # of another user
+        has_torch = "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+        return has_torch or "RANK" in psutil.Process(pid).environ()
+    except FileNotFoundError:
+        return True  # just gone, which is seen later, or this is not Linux
+    except (OSError, psutil.Error):
+        return False  # of another user, as no launcher of this rank is
 
 
 def _is_alive(process: psutil.Process) -> bool:

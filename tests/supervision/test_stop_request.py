@@ -154,7 +154,7 @@ def test_only_a_launcher_is_watched() -> None:
 def test_a_rank_that_comes_too_late_to_see_its_launcher_notices_it(
     of_parent: dict[str, str], said: str
 ) -> None:
-    """Its parent then is whoever takes over orphans: no Python, and not part of a run itself."""
+    """Its parent then is whoever takes over orphans: no launcher, which has torch."""
     program = (
         "import time; from msam_scale.supervision.launcher import LauncherWatch; "
         "watch = LauncherWatch(); watch.start(lambda: print('gone')); time.sleep(0.1)"

@@ -1,19 +1,19 @@
-"""SIGKILL during saves of real ranks loses nothing: a sample of `tests/kill_matrix.py`."""
+"""SIGKILL during saves of real ranks loses nothing: a sample of `python -m tests.chaos`."""
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
 
-import killed_rank
 import pytest
-from kill_matrix import Job, assert_same_weights
 from live_runs import LiveRanks
 from rank_pool import OnRanks
 from runs_on_ranks import train
 from saved_state import checkpoint_tensors, rewrite_tensors
 
 from msam_scale.checkpoint import step_folders
+from tests.chaos import killed_rank
+from tests.chaos.job import Job, assert_same_weights
 
 _NUM_STEPS = 12
 # A file is half written; a folder has its name and is not `latest` yet; one that is not kept any

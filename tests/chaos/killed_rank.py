@@ -1,15 +1,14 @@
-"""A rank of `launch/train.py` that is killed at a stage of a save: torchrun starts it.
+"""Has a rank be killed when it comes to a stage.
 
 KILL=STAGE:WHO:NUMBER in the environment, where WHO is `rank` (one of those at that stage), `all` or
-`launcher`, and NUMBER counts the saves of this start. The processes are killed by SIGKILL: nothing
-of theirs runs any more.
+`launcher`, and NUMBER counts how often this start comes there. The processes are killed by SIGKILL:
+nothing of theirs runs any more.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,15 @@ from typing import Any
 import psutil
 
 from data_pipelines.durable_files import partial_name
-from launch.train import _end, main
-from msam_scale.checkpoint import commit, folder, shard_files, writer
+from msam_scale.checkpoint import commit, folder, shard_files
+from msam_scale.checkpoint import writer as checkpoint_writer
+from msam_scale.supervision.supervision import Supervision
+from msam_scale.training.evaluation import Evaluator
 
-# By the names of what is called at each: before it, for all but `_write_own`, where one file has
+# By the names of what is called at each: before it, for all but `save_file`, where half a file has
 # been written.
-STAGES = {
-    "before": (commit, "_new_folder"),
+SAVING = {
+    "before": (commit, "_begin"),
     "during data": (shard_files, "save_file"),
     "before the progress": (commit, "_write_progress"),
     "before the manifest": (commit, "_write_manifest"),
@@ -33,6 +34,7 @@ STAGES = {
     "before deletion": (commit, "prune_checkpoints"),
     "during deletion": (commit.prune_checkpoints.__globals__["shutil"], "rmtree"),
 }
+STAGES = SAVING | {"evaluation": (Evaluator, "evaluate"), "end": (Supervision, "finish")}
 
 
 def _kill(who: str) -> None:
@@ -51,16 +53,18 @@ def _kill(who: str) -> None:
 def _arm(stage: str, who: str, number: int) -> None:
     owner, name = STAGES[stage]
     original: Callable[..., Any] = getattr(owner, name)
-    write = writer.write_checkpoint
-    saves = 0
+    times = 0
 
-    def counts(*arguments: Any) -> Any:
-        nonlocal saves
-        saves += 1
-        return write(*arguments)
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            nonlocal times
+            times += 1
+            return function(*arguments, **named)
+
+        return call
 
     def kills(*arguments: Any, **named: Any) -> Any:
-        if saves >= number:
+        if times >= number:
             if stage == "during data":
                 original(*arguments, **named)
                 os.truncate(arguments[1], arguments[1].stat().st_size // 2)
@@ -72,8 +76,11 @@ def _arm(stage: str, who: str, number: int) -> None:
             _kill(who)
         return original(*arguments, **named)
 
-    setattr(owner, name, kills)
-    writer.write_checkpoint = counts
+    if stage in SAVING:  # of which one save may come to a stage several times
+        checkpoint_writer.write_checkpoint = counted(checkpoint_writer.write_checkpoint)
+        setattr(owner, name, kills)
+    else:
+        setattr(owner, name, counted(kills))
 
 
 def arm(kill: str) -> None:
@@ -85,9 +92,3 @@ def arm(kill: str) -> None:
     stage, who, number = kill.split(":")
     if who != "rank" or os.environ["RANK"] == ("1" if stage == "during data" else "0"):
         _arm(stage, who, int(number))
-
-
-if __name__ == "__main__":
-    if "KILL" in os.environ:
-        arm(os.environ["KILL"])
-    _end(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Real jobs that are killed again and again: `python -m tests.chaos`."""
