@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -89,7 +90,9 @@ def _train(config: str, folder: str) -> None:
 
 def test_a_stop_during_a_build_ends_the_compiler(tmp_path: Path, digits: Path) -> None:
     (tmp_path / "run.yaml").write_text(_CONFIG.replace("DIGITS", str(digits)))
-    _compiler(tmp_path / "slow-c++", f"echo $$ >> {tmp_path}/pids; exec sleep 300")
+    _compiler(
+        tmp_path / "slow-c++", f"echo $$ >> {shlex.quote(str(tmp_path))}/pids; exec sleep 300"
+    )
     run = start_warm(_train, str(tmp_path / "run.yaml"), str(tmp_path))
     pids, log = tmp_path / "pids", tmp_path / "log"
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from typing import Any
 
 import pytest
@@ -35,6 +36,15 @@ def _live_bytes() -> int:
     return sum(size for size in storages.values() if size > 8)
 
 
+def _live_bytes_after_a_step() -> int:
+    """A thread of gloo's may hold what it has sent for a moment after the collective is over."""
+    counts = []
+    for _ in range(5):
+        counts.append(_live_bytes())
+        time.sleep(0.05)
+    return min(counts)
+
+
 def _measured(sharding: dict[str, Any], algorithm: str, model: str) -> tuple[int, list[int]]:
     """Bytes after a step, and in each of its forwards, over what was there before."""
     base = _live_bytes()
@@ -57,7 +67,7 @@ def _measured(sharding: dict[str, Any], algorithm: str, model: str) -> tuple[int
         in_forwards.clear()
         step = engine.train_step(batch)
     assert not step.skipped
-    return _live_bytes() - base, in_forwards
+    return _live_bytes_after_a_step() - base, in_forwards
 
 
 def _vanilla_and_msam(row: str, model: str) -> list[tuple[int, list[int]]]:

@@ -206,7 +206,9 @@ def pipe_options(tmp_path: Path, **changed: Any) -> SourceOptions:
 
 def test_command_is_run_only_when_that_is_switched_on(index: SampleIndex, tmp_path: Path) -> None:
     mark = tmp_path / "was-run"
-    location = f"pipe:touch {mark}; cat {shlex.quote(str(index.directory))}/{{name}}"
+    location = (
+        f"pipe:touch {shlex.quote(str(mark))}; cat {shlex.quote(str(index.directory))}/{{name}}"
+    )
     with pytest.raises(UserError, match=r"^pipe:touch .* not allowed; set allows_commands"):
         open_split(location, options=pipe_options(tmp_path, allows_commands=False))
     assert not mark.exists()
@@ -236,7 +238,8 @@ def test_failed_and_short_commands_are_named(tmp_path: Path) -> None:
 def test_command_ends_when_nobody_reads_on(tmp_path: Path) -> None:
     number = tmp_path / "number"
     source = open_source(
-        f"pipe:echo $$ > {number}; cat /dev/zero # {{name}}", options=pipe_options(tmp_path)
+        f"pipe:echo $$ > {shlex.quote(str(number))}; cat /dev/zero # {{name}}",
+        options=pipe_options(tmp_path),
     )
     pieces = source.pieces("x.tar", num_bytes=None)
     assert len(next(pieces)) == 1 << 20
@@ -249,7 +252,8 @@ def test_whole_shards_that_cannot_be_kept_need_a_source_with_ranges(
     index: SampleIndex, tmp_path: Path
 ) -> None:
     options = pipe_options(tmp_path, cache_limit=1000)
-    split = open_split(f"pipe:cat {index.directory}/{{name}}", options=options)
+    location = f"pipe:cat {shlex.quote(str(index.directory))}/{{name}}"
+    split = open_split(location, options=options)
     with pytest.raises(UserError, match=r"gives whole shards only: .* holds the largest"):
         read_all(split)
     with pytest.raises(NoRangesError):

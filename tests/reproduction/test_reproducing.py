@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -186,7 +187,8 @@ def test_the_table_is_what_the_runs_have_found(home: _Home) -> None:
     assert f"| good | {mean(accuracies):.2f} ± {stdev(accuracies):.2f} |" in table
     assert "| *the paper: another net* | *50.00 ± 1.00* |" in table
     command = "reproduce experiment.yaml --scale laptop --seeds 2 --out whole"
-    assert f"    msam-scale {command} --data digits={home.digits}" in table
+    digits = shlex.quote(f"digits={home.digits}")
+    assert f"    msam-scale {command} --data {digits}" in table
     assert Path("whole/experiment.png").read_bytes().startswith(b"\x89PNG")
     values = json.loads(Path("whole/experiment.json").read_text("utf-8"))
     assert [one["value"] for one in values["values"]] == accuracies
