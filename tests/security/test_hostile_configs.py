@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from memory_bound import bounded
 
+from data_pipelines import SampleIndex, build_index
 from data_pipelines.errors import UserError
 from msam_scale.config import load_config
 from msam_scale.models import ModelRequest, build_model
@@ -80,6 +81,28 @@ def test_configs_that_never_end_are_refused(tmp_path: Path) -> None:
     for name in ("pipe.yaml", "zeros.json"):
         with pytest.raises(UserError, match=rf"{name}: is no file but a pipe or a device"):
             load_config(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "braces",
+    [
+        "{0..9999999999}",
+        "{0..9}" * 30,
+        "{a..Z}" * 8,
+        "{0,{1,{2,{0..99999999}}}}",
+        "{0..999}{a,b}{0..999..1}",
+        "{" + "a," * 999 + "{0..9999}}{0..999}",
+        "x" * 3000 + "{0..99999}",
+        "{," * 400 + "}" * 400,
+    ],
+)
+def test_braces_that_stand_for_too_much_are_refused(braces: str, tmp_path: Path) -> None:
+    with bounded(), pytest.raises(UserError, match="its braces stand for more than") as caught:
+        build_index([f"{tmp_path}/{braces}.tar"])
+    assert len(str(caught.value)) < 500
+    if len(braces) < 200:  # a name may have so many characters
+        with bounded(), pytest.raises(UserError, match="its braces stand for more than"):
+            SampleIndex.open(f"{tmp_path}/{braces}.tar")
 
 
 @pytest.mark.parametrize(

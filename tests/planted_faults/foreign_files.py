@@ -1,0 +1,19 @@
+"""Faults with what others have made: configs, runs, checkpoints and the names in them."""
+
+from __future__ import annotations
+
+from tests.planted_faults import Fault
+
+_CONFIGS = "tests/security/test_hostile_configs.py"
+_BRACES = f"{_CONFIGS}::test_braces_that_stand_for_too_much_are_refused"
+
+FAULTS = (
+    Fault(
+        name="braces-after-braces-are-added-up",
+        file="data_pipelines/index/locate.py",
+        old="names, characters = names * found, characters * found + length * names",
+        new="names, characters = names + found, characters + length",
+        claim="Braces are counted before they are expanded: a short pattern takes no memory.",
+        tests=(_BRACES,),
+    ),
+)
