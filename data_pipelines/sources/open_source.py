@@ -101,7 +101,8 @@ def _command_pipe(location: str, options: SourceOptions) -> CommandPipe:
     if not options.allows_commands:
         raise UserError(
             f"{location}: would run a command of the shell, which is not allowed; set "
-            "allows_commands (data.allow_commands in a config) if you know and trust it"
+            "allows_commands (data.allow_commands in a config of your own, --allow-code for one "
+            "that came with a run) if you know and trust it"
         )
     options.refuse_all_but("cache_dir", "cache_limit", "allows_commands", location=location)
     if not options.cache_limit:

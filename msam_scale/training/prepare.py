@@ -59,14 +59,31 @@ class PreparedRun:
 
 
 def prepare_run(
-    source: str | Path, *, overrides: Iterable[str] = (), world_size: int
+    source: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    world_size: int,
+    allow_code: bool = True,
 ) -> PreparedRun:
     """Loads the config, opens the data, builds the model, finds the checkpoint; writes nothing.
+
+    Args:
+        source: as for `load_config`.
+        overrides: as for `load_config`.
+        world_size: ranks.
+        allow_code: whether the config may consent to code and commands that it names; not where it
+            came with a run.
 
     Raises:
         ConfigError: everything that is wrong, together.
     """
-    loaded = load(source, overrides=overrides, world_size=world_size, for_training=True)
+    loaded = load(
+        source,
+        overrides=overrides,
+        world_size=world_size,
+        for_training=True,
+        allow_code=allow_code,
+    )
     prepared = _prepare(loaded, world_size=world_size)
     assert prepared is not None
     return prepared

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.planted_faults import Fault
 
 _CONFIGS = "tests/security/test_hostile_configs.py"
+_RUNS = "tests/security/test_hostile_runs.py"
 _BRACES = f"{_CONFIGS}::test_braces_that_stand_for_too_much_are_refused"
 
 FAULTS = (
@@ -15,5 +16,13 @@ FAULTS = (
         new="names, characters = names + found, characters + length",
         claim="Braces are counted before they are expanded: a short pattern takes no memory.",
         tests=(_BRACES,),
+    ),
+    Fault(
+        name="a-runs-config-consents-for-its-user",
+        file="msam_scale/config/load.py",
+        old="    if not allow_code:\n        config = _with_defaults(config, _CONSENT)\n",
+        new="",
+        claim="Commands that a run's config names run with --allow-code alone.",
+        tests=(f"{_RUNS}::test_a_run_does_not_consent_to_its_own_commands",),
     ),
 )

@@ -91,7 +91,8 @@ class DataSection(Section):
 
     allow_commands: bool = False
     """Allow `pipe:COMMAND` as the location of data, which runs a command of the shell. Off by
-    default: look for it before you run a config from elsewhere."""
+    default: look for it before you run a config from elsewhere. Commands that open a run's folder
+    take no such consent from the config in it, only from their own `--allow-code`."""
 
     resident: bool = False
     """Read the training samples once and keep them in each rank's memory: for data sets of small
