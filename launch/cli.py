@@ -11,7 +11,7 @@ from importlib.metadata import version
 from data_pipelines.errors import UserError
 from launch.commands import COMMANDS
 from launch.exit_codes import FAILURE, INTERRUPTED, USER_ERROR
-from launch.output import forgiving_output
+from launch.output import calm_output
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 2 for what the user can mend (one line on stderr), 130 for an
         interrupt, 1 for everything else (with its traceback).
     """
-    with forgiving_output():
+    with calm_output():
         return _run(argv)
 
 

@@ -22,7 +22,7 @@ import torch
 from data_pipelines.errors import UserError
 from launch.arguments import add_config_arguments
 from launch.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, USER_ERROR
-from launch.output import forgiving_output
+from launch.output import calm_output
 from launch.summary import closing_words, stopping_words
 from msam_scale.config import load_config
 from msam_scale.config.sections.faults import FaultsSection
@@ -189,6 +189,6 @@ def _end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    with forgiving_output():
+    with calm_output():
         exit_code = main()
     _end(exit_code)

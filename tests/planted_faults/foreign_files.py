@@ -25,4 +25,12 @@ FAULTS = (
         claim="Commands that a run's config names run with --allow-code alone.",
         tests=(f"{_RUNS}::test_a_run_does_not_consent_to_its_own_commands",),
     ),
+    Fault(
+        name="names-control-the-terminal",
+        file="launch/output.py",
+        old='escaped(text[len(start) :], keeps="\\n\\t")',
+        new="text[len(start) :]",
+        claim="What commands print of others' files does nothing to a terminal.",
+        tests=(f"{_RUNS}::test_names_do_nothing_to_a_terminal",),
+    ),
 )

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
-from finished_run import FinishedRun
+import torch
+from finished_run import NUM_STEPS, FinishedRun
+from saved_state import checkpoint_tensors, edit_progress, rewrite_tensors
 
 from launch.cli import main
+
+_CHECKPOINT = f"checkpoints/step-{NUM_STEPS:08d}"
+# Clears a terminal, starts a line anew, pretends to be a line of ours, turns the writing round.
+_NAME = "\x1b[2J\r\nrun: intact\n\u202e\x9b31m"
 
 
 @pytest.fixture
@@ -54,3 +62,30 @@ def test_a_run_does_not_consent_to_its_own_commands(
     if opens_data:
         assert main([*line, "--allow-code"]) == 0
         assert victim.exists(), "consent was given"
+
+
+def test_names_do_nothing_to_a_terminal(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newest = run / _CHECKPOINT
+    tensors = checkpoint_tensors(newest)
+    rewrite_tensors(newest, {**tensors, f"model/{_NAME}": torch.ones(3)})
+
+    def rename(progress: dict[str, Any]) -> None:
+        progress["optimizer"] = progress["versions"][_NAME] = _NAME
+        progress["config"]["model"]["name"] = progress["extra"]["data_fingerprint"] = _NAME
+
+    edit_progress(newest, rename)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("name: wrn-10-1", f"name: {json.dumps(_NAME)}"))
+    for words in (
+        ["checkpoint", "inspect", str(run), "--tensors"],
+        ["checkpoint", "verify", str(run)],
+        ["export", str(run), "--format", "safetensors", "--out", str(run / "out")],
+        ["sharpness", str(run)],
+        ["train", str(config), "training.steps=20"],
+    ):
+        main(words)
+        said = "".join(capsys.readouterr())
+        assert "run: intact" not in said.splitlines(), words
+        assert all(line.isprintable() for line in said.split("\n")), words
+    main(["checkpoint", "inspect", str(run), "--tensors"])
+    assert capsys.readouterr().out.count(r"\x1b[2J\r\nrun: intact\n\u202e\x9b31m") == 6
