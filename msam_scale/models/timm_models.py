@@ -13,6 +13,7 @@ from data_pipelines.errors import UserError
 from msam_scale.models.request import ModelRequest
 from msam_scale.models.weights import (
     explained_misfit,
+    first_lines,
     load_weights,
     num_outputs,
     saved_weights,
@@ -79,13 +80,13 @@ def _from_hub(name: str, arguments: dict[str, Any]) -> nn.Module:
         model = timm.create_model(name, pretrained=True, **arguments)
     except OSError as error:
         raise UserError(
-            f"model.pretrained: the weights of {name} cannot be fetched: {_first_line(error)}; "
+            f"model.pretrained: the weights of {name} cannot be fetched: {first_lines(error)}; "
             "model.weights works without the hub, with the path of a .safetensors file"
         ) from error
     except RuntimeError as error:
         raise UserError(
             f"model.pretrained: timm's weights do not fit {name} with {arguments}: "
-            f"{_first_line(error)}; fewer model.args work"
+            f"{first_lines(error)}; fewer model.args work"
         ) from error
     assert isinstance(model, nn.Module)
     return model
@@ -138,7 +139,3 @@ def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def _pretrained_names(architecture: str) -> str:
     known = timm.list_pretrained(f"{architecture}.*")
     return f"known: {', '.join(known)}" if known else f"{architecture} works, without any"
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).splitlines()[:1])[:300] or type(error).__name__

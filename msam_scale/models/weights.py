@@ -58,6 +58,11 @@ def _explained_reading(path: Path) -> Iterator[None]:
         raise UserError(f"model.weights: {path} cannot be read: {error}; {_WORKS}") from error
 
 
+def first_lines(error: Exception) -> str:
+    """What an exception of a library says, in one short line."""
+    return " ".join(str(error).splitlines()[:2])[:300] or type(error).__name__
+
+
 def num_outputs(shapes: Mapping[str, Sequence[int]], *, heads: Sequence[str]) -> int:
     """The number of classes that a file's head was trained for; 0 where the file has no head.
 

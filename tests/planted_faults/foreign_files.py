@@ -33,4 +33,20 @@ FAULTS = (
         claim="What commands print of others' files does nothing to a terminal.",
         tests=(f"{_RUNS}::test_names_do_nothing_to_a_terminal",),
     ),
+    Fault(
+        name="paths-longer-than-paths-can-be",
+        file="msam_scale/config/sections/base.py",
+        old="len(path) > _PATH_BYTES or any(",
+        new="any(",
+        claim="A path that no file system has is refused with its key.",
+        tests=("tests/config/test_mistakes.py::test_paths_that_no_file_system_has_are_refused",),
+    ),
+    Fault(
+        name="what-a-models-argument-leads-to-is-ours",
+        file="msam_scale/models/__init__.py",
+        old="            if not request.arguments and not isinstance(error, _OF_NAMES_AND_DATA):",
+        new="            if not isinstance(error, _OF_NAMES_AND_DATA):",
+        claim="model.args that a model cannot use end in one line.",
+        tests=(f"{_CONFIGS}::test_arguments_that_a_model_cannot_use_are_refused",),
+    ),
 )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from memory_bound import bounded
@@ -126,6 +128,34 @@ def test_arguments_that_lead_to_code_are_refused(
     )
     with pytest.raises(UserError, match=words):
         build_model(source, request, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("test_resnet", {"block": "nonsense"}),
+        ("test_resnet", {"act_layer": "nonsense"}),
+        ("test_resnet", {"norm_layer": "nonsense"}),
+        ("test_resnet", {"global_pool": 3.5}),
+        ("test_resnet", {"layers": [1]}),
+        ("test_convnext", {"depths": [1]}),
+    ],
+)
+def test_arguments_that_a_model_cannot_use_are_refused(
+    name: str, arguments: dict[str, Any]
+) -> None:
+    request = ModelRequest(name=name, num_classes=2, num_channels=3, arguments=arguments)
+    with pytest.raises(UserError, match=rf"model.args: {name} refuses .*{next(iter(arguments))}"):
+        build_model("timm", request, seed=0)
+
+
+def test_settings_that_name_no_type_are_refused(tmp_path: Path) -> None:
+    settings = {"model_type": "bert", "torch_dtype": "nonsense", "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    for kept in (None, settings):
+        request = ModelRequest(name=str(tmp_path), num_classes=2, kind="text", settings=kept)
+        with pytest.raises(UserError, match=r"cannot be loaded .*nonsense"):
+            build_model("transformers", request, seed=0)
 
 
 def test_kernels_of_the_hub_are_refused() -> None:
