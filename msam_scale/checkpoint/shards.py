@@ -31,6 +31,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _HEADER_LIMIT = 64 << 20  # characters of JSON
+_MOST_ELEMENTS = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,8 @@ def _offsets(path: Path, metadata: dict[str, str]) -> dict[str, tuple[int, ...]]
         places = {name: tuple(entry[OFFSETS]) for name, entry in json.loads(text).items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path}: damaged: its header: {error}") from error
-    if not all(type(number) is int and number >= 0 for one in places.values() for number in one):
+    numbers = (number for one in places.values() for number in one)
+    if not all(type(number) is int and 0 <= number < _MOST_ELEMENTS for number in numbers):
         raise DamagedCheckpointError(f"{path}: damaged: its header has places that are no numbers")
     return places
 
