@@ -59,7 +59,11 @@ def load_trained_model(location: Path, *, averaged: bool = False) -> TrainedMode
         )
     settings = progress.extra.get("model_settings")
     request = ModelRequest(
-        str(config.model.name), arguments=config.model.args, settings=settings, **task
+        str(config.model.name),
+        arguments=config.model.args,
+        settings=settings,
+        checkpoint=checkpoint,
+        **task,
     )
     model = build_model(config.model.source, request, seed=config.run.seed)
     model.to(PRECISIONS[config.precision].parameters)

@@ -18,7 +18,7 @@ from msam_scale.models.transformers_models import (
     build_transformers_model,
     check_transformers_name,
 )
-from msam_scale.models.weights import first_lines
+from msam_scale.models.weights import check_fits, first_lines
 
 # What models raise that do not fit the data, or whose name says what cannot be.
 _OF_NAMES_AND_DATA = (TypeError, ValueError, AssertionError, RuntimeError)
@@ -104,10 +104,13 @@ def build_model(source: str, request: ModelRequest, *, seed: int) -> nn.Module:
             f"model.args: num_classes: {given} is not the {request.num_classes} of the data; leave "
             "it out"
         )
+    build = MODEL_SOURCES[source].build
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
         try:
-            return MODEL_SOURCES[source].build(request)
+            if request.checkpoint is not None:
+                check_fits(request, build)
+            torch.manual_seed(seed)
+            return build(request)
         except UserError:
             raise
         except Exception as error:

@@ -21,6 +21,7 @@ class ModelRequest:
         pretrained: start from the weights that the source has for this name.
         weights: a safetensors file to start from; not beside `pretrained`.
         settings: of a transformers model, as a checkpoint keeps them; then nothing is looked up.
+        checkpoint: whose weights it will be given; one of another model is refused.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ModelRequest:
     pretrained: bool = False
     weights: Path | None = None
     settings: Mapping[str, Any] | None = None
+    checkpoint: Path | None = None
 
     def keywords(self, *, channels: str) -> dict[str, Any]:
         """The keyword arguments of the model.

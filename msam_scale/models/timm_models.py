@@ -96,6 +96,15 @@ def _start_from_file(model: nn.Module, path: Path, *, name: str, arguments: dict
     shapes = weight_shapes(path)
     settings = _settings(name)
     heads = _names(settings.get("classifier"))
+    for layer, free in [(one, 0) for one in heads] + [(one, 1) for one in _inputs(settings)]:
+        weight = f"{layer}.weight"
+        if (own := model.state_dict().get(weight)) is not None and (found := shapes.get(weight)):
+            expected = (*own.shape[:free], *found[free : free + 1], *own.shape[free + 1 :])
+            if found != expected:  # before a model as large as the file says is built
+                raise UserError(
+                    f"model.weights: {path} does not fit model.name: {name}: its {weight} is "
+                    f"{found}, and {expected} would fit"
+                )
     num_classes = num_outputs(shapes, heads=heads)
     # The model that the file is of, so that timm checks every name and shape: with another number
     # of classes it would only log what is missing.
@@ -125,11 +134,15 @@ def _settings(name: str) -> dict[str, Any]:
 
 def _num_channels(shapes: dict[str, tuple[int, ...]], settings: dict[str, Any]) -> int:
     """Channels of the images that the file's model takes."""
-    for convolution in _names(settings.get("first_conv")):
+    for convolution in _inputs(settings):
         shape = shapes.get(f"{convolution}.weight", ())
         if len(shape) == 4:
             return shape[1]
     return int(settings["input_size"][0])
+
+
+def _inputs(settings: dict[str, Any]) -> tuple[str, ...]:
+    return _names(settings.get("first_conv"))
 
 
 def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:

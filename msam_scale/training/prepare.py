@@ -229,6 +229,7 @@ def _build(config: Config, description: dict[str, Any], *, checkpoint: Path | No
         arguments=config.model.args,
         pretrained=config.model.pretrained and starts,
         settings=settings,
+        checkpoint=checkpoint,
         weights=None if weights is None else Path(weights).expanduser(),
     )
     return build_model(config.model.source, request, seed=config.run.seed)

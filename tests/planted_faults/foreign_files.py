@@ -49,4 +49,28 @@ FAULTS = (
         claim="model.args that a model cannot use end in one line.",
         tests=(f"{_CONFIGS}::test_arguments_that_a_model_cannot_use_are_refused",),
     ),
+    Fault(
+        name="what-a-run-keeps-is-believed",
+        file="msam_scale/training/resuming.py",
+        old="        run = _OfARun.model_validate(progress.extra)\n",
+        new="        run = _OfARun()\n",
+        claim="What a checkpoint says is of the types that a run writes, or is refused.",
+        tests=(f"{_RUNS}::test_progress_that_no_run_has_is_refused",),
+    ),
+    Fault(
+        name="optimizer-states-of-any-shape",
+        file="msam_scale/checkpoint/state.py",
+        old="        if expected and parts[name] not in expected:",
+        new="        if expected and parts[name].keys() != expected[0].keys():",
+        claim="An optimizer state of other shapes is refused: fused steps read behind it.",
+        tests=(f"{_RUNS}::test_optimizer_states_of_another_shape_are_refused",),
+    ),
+    Fault(
+        name="models-are-built-before-their-shapes-are-known",
+        file="msam_scale/models/__init__.py",
+        old="                check_fits(request, build)\n",
+        new="                pass\n",
+        claim="A checkpoint of a few kB leads to no model of gigabytes.",
+        tests=(f"{_RUNS}::test_models_are_no_larger_than_their_checkpoints[deep in timm]",),
+    ),
 )
