@@ -8,10 +8,9 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from data_pipelines.errors import UserError
 from launch.commands import COMMANDS
 from launch.exit_codes import FAILURE, INTERRUPTED, USER_ERROR
-from launch.output import calm_output
+from launch.output import calm_output, told
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,15 +34,15 @@ def _run(argv: Sequence[str] | None) -> int:
         return end.code if isinstance(end.code, int) else FAILURE
     try:
         code: int = arguments.run(arguments)
-    except UserError as error:
-        print(f"msam-scale: {error}", file=sys.stderr)
-        return USER_ERROR
     except KeyboardInterrupt:
         print("msam-scale: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception:
-        traceback.print_exc()
-        return FAILURE
+    except Exception as error:
+        if (line := told(error)) is None:
+            traceback.print_exc()
+            return FAILURE
+        print(f"msam-scale: {line}", file=sys.stderr)
+        return USER_ERROR
     return code
 
 

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
+import resource
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO, cast
+
+from data_pipelines.errors import UserError
+
+# A rank with loaders, checkpoints and connections to hundreds of others has less.
+_FILES_NEEDED = 4096
+_SHARED = Path("/dev/shm")
+_SHARED_NEEDED = 16 << 20
 
 
 class _ForgivingFile(io.FileIO):
@@ -18,6 +30,46 @@ class _ForgivingFile(io.FileIO):
         except OSError:
             written = None
         return len(data) if written is None else written
+
+
+def told(error: Exception) -> str | None:
+    """One line about what a user can mend, a limit of the machine included; None: nothing is.
+
+    Args:
+        error: with those that led to it.
+    """
+    line = str(error) if isinstance(error, UserError) else None
+    limit = next(filter(None, map(_limit_reached, _with_causes(error))), None)
+    return "; ".join(filter(None, (line, limit))) or None
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        yield error
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__  # type: ignore[assignment]
+
+
+def _limit_reached(error: BaseException) -> str | None:
+    """Libraries raise what they like: the words of the system tell."""
+    number, text = getattr(error, "errno", None), str(error)
+    if number == errno.EMFILE or os.strerror(errno.EMFILE) in text:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return (
+            f"no more than {soft} files may be open in this process (ulimit -n, at most {hard} "
+            f"here); {_FILES_NEEDED} are enough"
+        )
+    is_full = number == errno.ENOSPC and getattr(error, "filename", None) is None
+    if (is_full or "shared memory" in text) and _SHARED.is_dir():
+        room = shutil.disk_usage(_SHARED)
+        if room.free < _SHARED_NEEDED:
+            return (
+                f"{_SHARED}, where processes share memory, has {room.free} of {room.total} bytes "
+                f"free; {_SHARED_NEEDED} are enough (docker run --shm-size=64m), or no loader "
+                "processes (data.workers: 0)"
+            )
+    return None
 
 
 def escaped(text: str, *, keeps: str = "") -> str:

@@ -22,7 +22,7 @@ import torch
 from data_pipelines.errors import UserError
 from launch.arguments import add_config_arguments
 from launch.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, USER_ERROR
-from launch.output import calm_output
+from launch.output import calm_output, told
 from launch.summary import closing_words, stopping_words
 from msam_scale.config import load_config
 from msam_scale.config.sections.faults import FaultsSection
@@ -79,7 +79,7 @@ def _train_supervised(config: str, *, overrides: Sequence[str], supervision: Sup
         outcome = run_training(prepared, ranks=ranks, supervision=supervision)
         supervision.finish()
     except UserError as error:
-        return _fail(ranks, str(error), code=USER_ERROR, stop=supervision.stop)
+        return _fail(ranks, str(told(error)), code=USER_ERROR, stop=supervision.stop)
     except NonFiniteError as error:
         return _fail(ranks, str(error), code=FAILURE, stop=supervision.stop)
     except KeyboardInterrupt:
@@ -88,6 +88,8 @@ def _train_supervised(config: str, *, overrides: Sequence[str], supervision: Sup
         # Each rank has another view of it, so each says its own at once.
         if (message := supervision.lost_rank(error)) is not None:
             return _fail(ranks, message, code=FAILURE, stop=supervision.stop, waits=False)
+        if (message := told(error)) is not None:
+            return _fail(ranks, message, code=USER_ERROR, stop=supervision.stop)
         return _fail(ranks, traceback.format_exc(), code=FAILURE, stop=supervision.stop)
     if ranks.is_first:
         if outcome.stopped_by is None:

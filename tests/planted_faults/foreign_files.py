@@ -6,6 +6,7 @@ from tests.planted_faults import Fault
 
 _CONFIGS = "tests/security/test_hostile_configs.py"
 _RUNS = "tests/security/test_hostile_runs.py"
+_LIMITS = "tests/launch/test_limits.py"
 _BRACES = f"{_CONFIGS}::test_braces_that_stand_for_too_much_are_refused"
 
 FAULTS = (
@@ -72,5 +73,21 @@ FAULTS = (
         new="                pass\n",
         claim="A checkpoint of a few kB leads to no model of gigabytes.",
         tests=(f"{_RUNS}::test_models_are_no_larger_than_their_checkpoints[deep in timm]",),
+    ),
+    Fault(
+        name="limits-are-tracebacks",
+        file="launch/output.py",
+        old="number == errno.EMFILE or os.strerror(errno.EMFILE) in text",
+        new="number == errno.ENFILE",
+        claim="A limit of the machine is named with its value and what is needed.",
+        tests=(f"{_LIMITS}::test_too_few_open_files_are_named",),
+    ),
+    Fault(
+        name="a-loss-scale-is-the-datas-fault",
+        file="msam_scale/optimization/skipping.py",
+        old="        if scale <= _LARGEST:\n",
+        new="        if scale > 0:\n",
+        claim="Steps that a loss scale makes overflow are put down to it.",
+        tests=("tests/test_non_finite.py::test_a_loss_scale_beyond_the_type_is_named",),
     ),
 )
