@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from data_pipelines.errors import UserError
 from data_pipelines.sources.cached_folder import CachedFolder
@@ -11,7 +11,7 @@ from data_pipelines.sources.command_pipe import PREFIX, CommandPipe
 from data_pipelines.sources.interface import ShardSource
 from data_pipelines.sources.local_folder import LocalFolder
 from data_pipelines.sources.options import SourceOptions
-from data_pipelines.sources.redaction import without_secrets
+from data_pipelines.sources.redaction import split_url, without_secrets
 from data_pipelines.sources.shard_cache import ShardCache
 
 # As `s3://`, and fsspec's chains as `simplecache::s3://`; a Windows drive or `C:` is none.
@@ -36,7 +36,7 @@ def local_path(location: str | Path) -> Path:
     text = os.fspath(location)
     if not text.startswith("file://"):
         return Path(text)
-    parts = urlsplit(text)
+    parts = split_url(text)
     if parts.netloc not in ("", "localhost"):
         host = parts.netloc.rpartition("@")[2]
         raise UserError(

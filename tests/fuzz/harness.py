@@ -24,7 +24,7 @@ from launch.cli import main
 Case = Callable[[Random], None]
 MOST_SECONDS = 30
 MOST_BYTES = 512 << 20
-"""Of memory that a case may take besides what the process has: imports of libraries included."""
+"""Of memory that a case may take besides what the process has."""
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 # Of Python's own audit events, those that change a file system, and which of their arguments are
@@ -60,7 +60,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
         if isinstance(path, str | bytes | os.PathLike):
             base = f"/proc/self/fd/{descriptor}" if (descriptor or -1) >= 0 else "."
             place = os.path.abspath(os.path.join(os.path.realpath(base), os.fsdecode(path)))  # noqa
-            if place != os.devnull and not place.startswith(f"{folder}{os.sep}"):
+            if place != os.devnull and not f"{place}{os.sep}".startswith(f"{folder}{os.sep}"):
                 seen.append(f"{event} {place}")
 
 
@@ -81,6 +81,8 @@ def held(folder: Path) -> Iterator[None]:
     seen: list[str] = []
     before = signal.signal(signal.SIGALRM, end), tempfile.tempdir, sys.dont_write_bytecode
     tempfile.tempdir, sys.dont_write_bytecode = str(folder), True
+    place = Path.cwd()
+    os.chdir(folder)
     signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
     try:
         with bounded_pages(most_bytes=MOST_BYTES), warnings.catch_warnings():
@@ -92,6 +94,7 @@ def held(folder: Path) -> Iterator[None]:
                 _watching.pop()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        os.chdir(place)
         handler, tempfile.tempdir, sys.dont_write_bytecode = before
         signal.signal(signal.SIGALRM, handler)
     assert not seen, f"written outside of the case's folder, or started: {seen[:5]}"

@@ -1,7 +1,7 @@
-"""Configs, data, checkpoints and metrics that are damaged or strange end in one clear line.
+"""Configs, data and checkpoints that are damaged or strange end in one clear line.
 
 Each case is made by a seed: a failure names it. `make test` runs a sample, `make test-all
-PARTS=fuzz` all of them.
+PARTS=fuzz` all of them. What each is held to is in `harness.py`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,24 @@ from pathlib import Path
 
 import pytest
 from checkpoints import Checkpoints
+from data_files import DataFiles
 from harness import Case, run_cases
 
+from configs import Configs, DeepSpeedConfigs
+
 # How many there are, and how many of them are the sample.
-SIZES = {"checkpoints": (1_000, 12)}
+SIZES = {
+    "configs": (10_000, 60),
+    "deepspeed": (5_000, 100),
+    "data": (3_000, 60),
+    "checkpoints": (1_000, 12),
+}
 
 
 def made(kind: str, home: Path, digits: Path) -> Case:
     """What runs one case of a kind, in an empty folder."""
-    return Checkpoints(home, digits)
+    cases = {"configs": Configs, "data": DataFiles, "checkpoints": Checkpoints}
+    return DeepSpeedConfigs(home) if kind == "deepspeed" else cases[kind](home, digits)
 
 
 @pytest.mark.parametrize("kind", SIZES)
