@@ -11,11 +11,11 @@ _BRACES = f"{_CONFIGS}::test_braces_that_stand_for_too_much_are_refused"
 
 FAULTS = (
     Fault(
-        name="braces-after-braces-are-added-up",
+        name="braces-in-braces-without-end",
         file="data_pipelines/index/locate.py",
-        old="names, characters = names * found, characters * found + length * names",
-        new="names, characters = names + found, characters + length",
-        claim="Braces are counted before they are expanded: a short pattern takes no memory.",
+        old=" or len(levels) > _MOST_LEVELS:",
+        new=":",
+        claim="Braces are looked at before they are expanded: a short pattern takes no memory.",
         tests=(_BRACES,),
     ),
     Fault(
@@ -67,12 +67,12 @@ FAULTS = (
         tests=(f"{_RUNS}::test_optimizer_states_of_another_shape_are_refused",),
     ),
     Fault(
-        name="models-are-built-before-their-shapes-are-known",
-        file="msam_scale/models/__init__.py",
-        old="                check_fits(request, build)\n",
-        new="                pass\n",
-        claim="A checkpoint of a few kB leads to no model of gigabytes.",
-        tests=(f"{_RUNS}::test_models_are_no_larger_than_their_checkpoints[deep in timm]",),
+        name="a-file-of-weights-decides-the-size",
+        file="msam_scale/models/timm_models.py",
+        old="            if found != expected:",
+        new="            if found == ():",
+        claim="A small file of weights leads to no large model.",
+        tests=(f"{_RUNS}::test_weights_decide_no_size_alone",),
     ),
     Fault(
         name="limits-are-tracebacks",
