@@ -166,9 +166,9 @@ def test_a_run_is_not_opened_with_a_larger_model(
 @pytest.mark.parametrize(
     "tensors",
     [
-        {"head.weight": torch.zeros(10**6, 1)},
-        {"head.weight": torch.zeros(2, 0)},
-        {"conv1.weight": torch.zeros(24, 10**6, 1, 0)},
+        {"fc.weight": torch.zeros(10**6, 1)},
+        {"fc.weight": torch.zeros(10**6, 0)},
+        {"conv1.0.weight": torch.zeros(24, 10**6, 1, 0)},
     ],
 )
 def test_weights_decide_no_size_alone(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
