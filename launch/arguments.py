@@ -25,6 +25,19 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_run_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Adds folders of runs as `runs`, or one as `folder`, and the consent as `allow_code`."""
+    if several:
+        parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
+    else:
+        parser.add_argument("folder", metavar="RUN", help="folder of a run")
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run the commands (pipe:…) that the run's config names; look at it first",
+    )
+
+
 def count(text: str) -> int:
     """An argument that counts something: a whole number of at least 1."""
     value = int(text)

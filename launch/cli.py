@@ -8,10 +8,9 @@ import traceback
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from data_pipelines.errors import UserError
 from launch.commands import COMMANDS
 from launch.exit_codes import FAILURE, INTERRUPTED, USER_ERROR
-from launch.output import forgiving_output
+from launch.output import calm_output, told
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0 for success, 2 for what the user can mend (one line on stderr), 130 for an
         interrupt, 1 for everything else (with its traceback).
     """
-    with forgiving_output():
+    with calm_output():
         return _run(argv)
 
 
@@ -35,15 +34,15 @@ def _run(argv: Sequence[str] | None) -> int:
         return end.code if isinstance(end.code, int) else FAILURE
     try:
         code: int = arguments.run(arguments)
-    except UserError as error:
-        print(f"msam-scale: {error}", file=sys.stderr)
-        return USER_ERROR
     except KeyboardInterrupt:
         print("msam-scale: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except Exception:
-        traceback.print_exc()
-        return FAILURE
+    except Exception as error:
+        if (line := told(error)) is None:
+            traceback.print_exc()
+            return FAILURE
+        print(f"msam-scale: {line}", file=sys.stderr)
+        return USER_ERROR
     return code
 
 

@@ -29,7 +29,7 @@ from data_pipelines.errors import UserError
 from data_pipelines.loading.worker_pool import killed_worker
 from launch.arguments import add_config_arguments, add_dry_run
 from launch.exit_codes import FAILURE, INTERRUPTED, PREEMPTED, SUCCESS, USER_ERROR
-from launch.output import forgiving_output
+from launch.output import calm_output, told
 from launch.summary import closing_words, stopping_words
 from msam_scale.config import load_config
 from msam_scale.config.sections.faults import FaultsSection
@@ -98,7 +98,7 @@ def _train_supervised(
         outcome = run_training(prepared, ranks=ranks, supervision=supervision, dry_run=dry_run)
         supervision.finish()
     except UserError as error:
-        return _fail(ranks, str(error), code=USER_ERROR, stop=supervision.stop)
+        return _fail(ranks, str(told(error)), code=USER_ERROR, stop=supervision.stop)
     except NonFiniteError as error:
         return _fail(ranks, str(error), code=FAILURE, stop=supervision.stop)
     except KeyboardInterrupt:
@@ -109,6 +109,8 @@ def _train_supervised(
         # Each rank has another view of it, so each says its own at once.
         if (message := supervision.lost_rank(error)) is not None:
             return _fail(ranks, message, code=FAILURE, stop=supervision.stop, waits=False)
+        if (message := told(error)) is not None:
+            return _fail(ranks, message, code=USER_ERROR, stop=supervision.stop)
         return _fail(ranks, traceback.format_exc(), code=FAILURE, stop=supervision.stop)
     if ranks.is_first:
         if dry_run and outcome.stopped_by is None:
@@ -215,6 +217,6 @@ def _end(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    with forgiving_output():
+    with calm_output():
         exit_code = main()
     _end(exit_code)

@@ -125,6 +125,7 @@ class Engine:
             device=ranks.device,
             policy=config.objective.non_finite,
             speaks=ranks.is_first,
+            loss_scale=lambda: sharding.counters().get("loss_scale", 1.0),
         )
         decay = config.training.ema
         self.average = None if decay is None else WeightAverage(sharding, decay=decay)

@@ -127,6 +127,7 @@ PARTS: dict[str, Part] = {
         "the property tests with 2,000 examples each",
         lambda: [("python -m pytest -m hypothesis", {"HYPOTHESIS_PROFILE": "examples"})],
     ),
+    "fuzz": Part("20,000 strange configs and damaged files, by a seed"),
     "kernels": Part(
         "the tests marked `layouts` under nine choices of processor kernels and threads", _kernels
     ),

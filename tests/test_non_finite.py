@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ import torch
 from engine_models import BATCH_SIZE, cross_entropy, mini_batch
 from engine_runs import ADAMW, SGD, Run, engine_for, own_part, settings
 from rank_pool import OnRanks
+from torch import nn
 
+from msam_scale import initialize
 from msam_scale.engine import Engine
 from msam_scale.errors import NonFiniteError, NonFiniteStepError
 
@@ -119,6 +122,23 @@ def test_statistics_beyond_the_type_skip_the_step(algorithm: str) -> None:
     assert step.skipped
     assert torch.isfinite(torch.tensor([step.loss, step.grad_norm])).all()
     assert _same(before, _everything(engine))
+
+
+def test_a_loss_scale_beyond_the_type_is_named() -> None:
+    def trained(limit: int, num_steps: int) -> None:
+        config = settings(micro_batches=4, max_skipped_steps=limit, precision="float16")
+        config["training"] = {"loss_scale": {"initial_power": 60}}
+        engine = initialize(nn.Linear(4, 3), config=config)
+        inputs = torch.randn(BATCH_SIZE, 4, generator=torch.Generator().manual_seed(0))
+        for _ in range(num_steps):
+            engine.train_step((inputs, torch.arange(BATCH_SIZE) % 3))
+        assert engine.skipped_steps.total < num_steps
+
+    with pytest.raises(NonFiniteError, match=r"the loss scale is still .*e\+17 .*65504") as caught:
+        trained(3, num_steps=4)
+    assert "learning" not in str(caught.value)
+    (proposed,) = re.findall(r"objective.max_skipped_steps: (\d+), as", str(caught.value))
+    trained(int(proposed), num_steps=int(proposed) + 1)
 
 
 def test_a_norm_beyond_the_type_skips_the_step() -> None:

@@ -10,3 +10,6 @@ MOST_META_BYTES = 256 << 20
 MOST_TABLE_HEADER_BYTES = 1 << 16
 # Of the name of a sample. Paths have at most 4096 bytes.
 MOST_KEY_BYTES = 4096
+# That a pattern with braces stands for: five times the shards of LAION-5B's largest part.
+MOST_SHARDS = 1_000_000
+MOST_NAME_CHARACTERS = 1 << 28

@@ -1,5 +1,6 @@
 """From what the user wrote to the folder that holds a split, or to shards."""
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -7,8 +8,15 @@ import braceexpand
 
 from data_pipelines.errors import UserError, a_few
 from data_pipelines.index.format import INDEX_FOLDER, META_FILE, REMAKE, IndexMeta
+from data_pipelines.index.limits import MOST_NAME_CHARACTERS, MOST_SHARDS
 from data_pipelines.sources import ListedFolder, open_source
 from data_pipelines.sources.file_names import is_no_data
+
+# `{000..117}` and `{a..z}`, with a step or without.
+_NUMBERS = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.-?(\d+))?")
+_LETTERS = re.compile(r"[A-Za-z]\.\.[A-Za-z](?:\.\.-?\d+)?")
+# Braces in braces; a range in a list, with room to spare.
+_MOST_LEVELS = 20
 
 
 def find_split(location: str | Path) -> tuple[Path, list[str] | None]:
@@ -172,9 +180,53 @@ def _expand(pattern: str) -> list[Path]:
 
 def _expanded(pattern: str) -> list[str]:
     try:
+        _check_braces(pattern)
         return list(braceexpand.braceexpand(pattern))
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(f"{pattern}: the braces do not match ({error})") from error
+
+
+def _check_braces(pattern: str) -> None:
+    """Counts what braces stand for, before `braceexpand` makes all of it in memory.
+
+    Raises:
+        UserError: More than any data set has.
+    """
+    # For each open brace, then for what is around it: the names and their characters, of the
+    # alternatives before and of the one that is being read; and where it begins.
+    levels: list[tuple[int, int, int, int, int]] = []
+    names, characters, others, other_characters, start = 1, 0, 0, 0, 0
+    position = 0
+    while position < len(pattern):
+        sign = pattern[position]
+        if sign == "{":
+            levels.append((names, characters, others, other_characters, start))
+            names, characters, others, other_characters, start = 1, 0, 0, 0, position + 1
+        elif sign == "," and levels:
+            others, other_characters = others + names, other_characters + characters
+            names, characters = 1, 0
+        elif sign == "}" and levels:
+            found, length = others + names, other_characters + characters
+            if (numbers := _NUMBERS.fullmatch(pattern, start, position)) is not None:
+                first, last, step = numbers.groups()
+                found = abs(int(last) - int(first)) // (int(step or 1) or 1) + 1
+                length = found * max(len(first), len(last))
+            elif _LETTERS.fullmatch(pattern, start, position):
+                found = length = len(braceexpand.alphabet)  # at most
+            names, characters, others, other_characters, start = levels.pop()
+            names, characters = names * found, characters * found + length * names
+        else:
+            position += sign == "\\"
+            characters += names
+        if names > MOST_SHARDS or characters > MOST_NAME_CHARACTERS or len(levels) > _MOST_LEVELS:
+            raise UserError(
+                f"{pattern[:100]}: its braces stand for more than {MOST_SHARDS} shards, or for "
+                f"{MOST_NAME_CHARACTERS} characters, or are more than {_MOST_LEVELS} deep, which "
+                "no data set needs; the folder of the shards, or fewer of them, works"
+            )
+        position += 1
 
 
 def _not_hidden(paths: Iterable[Path]) -> list[Path]:

@@ -158,5 +158,5 @@ class MicroBatchLoader:
                 with the samples that come next.
         """
         saved = self._plan.go_on(state, allows_new_partition=allows_new_partition)
-        self.bad_samples.load_state(saved.bad_samples)
+        self.bad_samples.load_state(saved.model_dump()["bad_samples"])
         self._num_items_yielded = 0

@@ -1,13 +1,26 @@
 """What a checkpoint keeps of a loader: where it is, and what it must agree with."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import pydantic
 
 from data_pipelines.errors import UserError
 
 STATE_VERSION = 1
+
+# Of samples and steps, which are counted in signed 64-bit numbers.
+_Number = Annotated[int, pydantic.Field(ge=0, lt=1 << 62)]
+
+
+class BadSampleState(pydantic.BaseModel):
+    """A `BadSample` as a checkpoint keeps it."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    sample_id: _Number
+    where: str
+    what: str
 
 
 class LoaderState(pydantic.BaseModel):
@@ -30,15 +43,15 @@ class LoaderState(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
 
     version: int
-    seed: int
-    epoch: int
-    step: int
-    batch_size: int
-    micro_batches: int
+    seed: _Number
+    epoch: _Number
+    step: _Number
+    batch_size: Annotated[int, pydantic.Field(ge=1, lt=1 << 62)]
+    micro_batches: Annotated[int, pydantic.Field(ge=1, lt=1 << 62)]
     order: str
     fingerprint: str
-    next_samples: list[int]
-    bad_samples: list[dict[str, Any]]
+    next_samples: list[_Number]
+    bad_samples: list[BadSampleState]
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> "LoaderState":

@@ -7,7 +7,12 @@ from data_pipelines.errors import UserError
 from data_pipelines.index import SampleIndex
 from data_pipelines.loading.items import Item
 from data_pipelines.loading.schedule import MiniBatchSchedule
-from data_pipelines.loading.state import STATE_VERSION, LoaderState, step_to_continue_at
+from data_pipelines.loading.state import (
+    STATE_VERSION,
+    BadSampleState,
+    LoaderState,
+    step_to_continue_at,
+)
 
 _NUM_NEXT_SAMPLES = 8
 
@@ -57,7 +62,7 @@ class StepPlan:
             order=self.schedule.order.identity,
             fingerprint=self._index.fingerprint,
             next_samples=self._next_samples(steps_done),
-            bad_samples=[dict(bad) for bad in bad_samples],
+            bad_samples=[BadSampleState(**bad) for bad in bad_samples],
         )
 
     def go_on(self, state: Mapping[str, Any], *, allows_new_partition: bool = False) -> LoaderState:

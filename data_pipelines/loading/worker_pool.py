@@ -1,5 +1,7 @@
 """Loads batches in worker processes, ahead of their use, in bounded memory and in order."""
 
+import multiprocessing
+import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -234,6 +236,7 @@ class _StartedPool:
         while True:
             try:
                 if loaded_parts is None:
+                    _check_room(self._loader.num_workers)
                     loaded_parts = iter(self._loader)
                     self._pin()  # not before the workers are started
                 loaded = next(loaded_parts)
@@ -296,6 +299,23 @@ class _Parts:
             num_samples = sum(len(part.sample_ids) for part in parts)
             self.under_way.append(_UnderWay(item, slot, num_samples))
             yield from parts
+
+
+def _check_room(num_workers: int) -> None:
+    """Makes what worker processes need, and drops it: torch's loader, half made, ends noisily.
+
+    Raises:
+        OSError: More files are open than a process may have, or shared memory is full.
+    """
+    pipes: list[int] = []
+    try:
+        queues: list[object] = [multiprocessing.SimpleQueue() for _ in range(3 * num_workers)]
+        for _ in range(2 * num_workers):
+            pipes += os.pipe()
+        del queues
+    finally:
+        for descriptor in pipes:
+            os.close(descriptor)
 
 
 def _as_it_is(loaded: Any) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from itertools import islice
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote, urlunsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -15,7 +15,7 @@ from requests.adapters import HTTPAdapter
 from data_pipelines.errors import UserError
 from data_pipelines.sources.http_requests import Answer, no_ranges, request_range
 from data_pipelines.sources.interface import ByteRange, StoredFile
-from data_pipelines.sources.redaction import without_secrets
+from data_pipelines.sources.redaction import split_url, without_secrets
 from data_pipelines.sources.retrying import Retries, TransientError
 
 # What passes in the time a request takes is cheaper to read than to skip.
@@ -49,7 +49,7 @@ class HttpFolder:
         Raises:
             UserError: The location has no host, or a fragment.
         """
-        parts = urlsplit(location)
+        parts = split_url(location)
         if not parts.hostname or parts.fragment:
             raise UserError(
                 f"{without_secrets(location)}: no URL of a folder; give it as "

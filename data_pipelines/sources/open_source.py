@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from data_pipelines.errors import UserError
 from data_pipelines.sources.cached_folder import CachedFolder
@@ -11,7 +11,7 @@ from data_pipelines.sources.command_pipe import PREFIX, CommandPipe
 from data_pipelines.sources.interface import ShardSource
 from data_pipelines.sources.local_folder import LocalFolder
 from data_pipelines.sources.options import SourceOptions
-from data_pipelines.sources.redaction import without_secrets
+from data_pipelines.sources.redaction import split_url, without_secrets
 from data_pipelines.sources.shard_cache import ShardCache
 
 # As `s3://`, and fsspec's chains as `simplecache::s3://`; a Windows drive or `C:` is none.
@@ -41,7 +41,7 @@ def local_path(location: str | Path) -> Path:
     text = os.fspath(location)
     if not text.startswith("file://"):
         return Path(text)
-    parts = urlsplit(text)
+    parts = split_url(text)
     if parts.netloc not in ("", "localhost"):
         host = parts.netloc.rpartition("@")[2]
         raise UserError(
@@ -106,7 +106,8 @@ def _command_pipe(location: str, options: SourceOptions) -> CommandPipe:
     if not options.allows_commands:
         raise UserError(
             f"{location}: would run a command of the shell, which is not allowed; set "
-            "allows_commands (data.allow_commands in a config) if you know and trust it"
+            "allows_commands (data.allow_commands in a config of your own, --allow-code for one "
+            "that came with a run) if you know and trust it"
         )
     options.refuse_all_but("cache_dir", "cache_limit", "allows_commands", location=location)
     if not options.cache_limit:

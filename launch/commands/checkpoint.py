@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.exit_codes import SUCCESS, USER_ERROR
+from launch.output import escaped
 
 if TYPE_CHECKING:
     from msam_scale.checkpoint import Shards
@@ -97,11 +98,11 @@ def _inspect(arguments: argparse.Namespace) -> int:
     if (fingerprint := progress.extra.get("data_fingerprint")) is not None:
         rows["data"] = f"fingerprint {fingerprint}"
     for name, value in rows.items():
-        print(f"{name + ':':<15} {value}")
+        print(f"{escaped(name) + ':':<15} {escaped(str(value))}")
     if arguments.tensors:
         for name in shards.names:
             dtype = str(shards.dtype(name)).removeprefix("torch.")
-            print(f"{name}  {dtype}  {tuple(shards.shape(name))}")
+            print(f"{escaped(name)}  {dtype}  {tuple(shards.shape(name))}")
     return SUCCESS
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from launch.arguments import count
+from launch.arguments import add_run_arguments, count
 
 NAME = "landscape"
 HELP = "draw the training loss around the weights of one or more runs"
@@ -14,7 +14,7 @@ HELP = "draw the training loss around the weights of one or more runs"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the runs, the grid and the picture."""
-    parser.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run")
+    add_run_arguments(parser, several=True)
     parser.add_argument(
         "--dimensions",
         type=int,
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     with tqdm(total=total, unit="point", disable=not sys.stderr.isatty()) as bar:
         for folder in arguments.runs:
             # One run after the other: one model is in memory at a time.
-            opened = open_run(Path(folder), command="landscape")
+            opened = open_run(Path(folder), command="landscape", allow_code=arguments.allow_code)
             landscapes.append(measure_landscape(opened, request, report=bar.update))
     beside = draw_landscapes(landscapes, request, out=out)
     for landscape in landscapes:

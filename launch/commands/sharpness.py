@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launch.arguments import count
+from launch.arguments import add_run_arguments, count
 
 if TYPE_CHECKING:
     from msam_scale.flatness.run import RunFlatness
@@ -20,7 +20,7 @@ _MAX_ITERATIONS = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the run and what is measured."""
-    parser.add_argument("folder", metavar="RUN", help="folder of a run")
+    add_run_arguments(parser)
     parser.add_argument(
         "--eigenvalues",
         type=count,
@@ -82,6 +82,7 @@ def run(arguments: argparse.Namespace) -> int:
             rho=arguments.rho,
             micro_batches=arguments.micro_batches,
         ),
+        allow_code=arguments.allow_code,
     )
     if arguments.json:
         print(json.dumps({"run": arguments.folder, **_figures(found)}))

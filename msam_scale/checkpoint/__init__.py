@@ -12,6 +12,7 @@ from msam_scale.checkpoint.manifest import Manifest
 from msam_scale.checkpoint.progress import Progress
 from msam_scale.checkpoint.shards import Shards
 from msam_scale.checkpoint.state import (
+    check_names,
     faults_of,
     find_checkpoint,
     load_checkpoint,
@@ -30,6 +31,7 @@ __all__ = [
     "PendingCheckpoint",
     "Progress",
     "Shards",
+    "check_names",
     "clear_leftovers",
     "faults_of",
     "find_checkpoint",

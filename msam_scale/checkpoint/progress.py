@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from msam_scale import __version__
 from msam_scale.checkpoint.errors import DamagedCheckpointError
 from msam_scale.checkpoint.json_files import read_json
 from msam_scale.checkpoint.manifest import Manifest, first_mistake
-from msam_scale.config import Config, ConfigError
+from msam_scale.config import Config
 
 PROGRESS = "progress.json"
 
@@ -28,7 +28,24 @@ def versions() -> dict[str, str]:
     }
 
 
-class Progress(BaseModel):
+_COUNTERS = {"loss_scale", "hysteresis", "last_overflow", "step"}
+Number = Annotated[int, Field(ge=0, lt=1 << 62)]
+"""Of steps, samples or classes, which are counted in signed 64 bits."""
+
+
+class Part(BaseModel):
+    """A part of what a file says, which somebody may have changed: its types and ranges."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def _those_of_a_loss_scale(counters: dict[str, float]) -> dict[str, float]:
+    if counters and (counters.keys() != _COUNTERS or not counters["loss_scale"] > 0):
+        raise ValueError(f"of a loss scale there are {', '.join(sorted(_COUNTERS))}, it above 0")
+    return counters
+
+
+class Progress(Part):
     """Where a run is.
 
     Random numbers have no state to save: they are functions of the seed in `config`, the step and
@@ -44,12 +61,10 @@ class Progress(BaseModel):
         versions: of what wrote it.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    step: int = Field(ge=0)
-    skipped_steps: list[int] = Field(min_length=2, max_length=2)
+    step: Number
+    skipped_steps: list[Number] = Field(min_length=2, max_length=2)
     optimizer: str
-    counters: dict[str, float]
+    counters: Annotated[dict[str, float], AfterValidator(_those_of_a_loss_scale)]
     config: dict[str, Any]
     extra: dict[str, Any]
     versions: dict[str, str]
@@ -76,8 +91,8 @@ class Progress(BaseModel):
         """
         try:
             return Config.model_validate(self.config)
-        except (ValueError, ConfigError) as error:
-            first = str(error).splitlines()[0]
+        except ValidationError as error:
+            first = first_mistake(error)
             raise DamagedCheckpointError(f"{folder / PROGRESS}: its config: {first}") from error
 
     def to_bytes(self) -> bytes:

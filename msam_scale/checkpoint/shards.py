@@ -31,6 +31,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _HEADER_LIMIT = 64 << 20  # characters of JSON
+_MOST_ELEMENTS = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,11 @@ class Shards:
                 box = file.get_slice(name)
                 sizes, place = tuple(box.get_shape()), offsets.get(name)
                 if place is None or len(place) != len(sizes):
-                    raise DamagedCheckpointError(f"{path}: damaged: no place is given for {name}")
+                    raise DamagedCheckpointError(f"{path}: damaged: no place is given for {name!r}")
                 if (dtype := _DTYPES.get(box.get_dtype())) is None:
-                    raise DamagedCheckpointError(f"{path}: damaged: the type of {name} is unknown")
+                    raise DamagedCheckpointError(
+                        f"{path}: damaged: the type of {name!r} is unknown"
+                    )
                 yield name, _Part(path, place, sizes, dtype)
         except (OSError, SafetensorError) as error:
             raise DamagedCheckpointError(f"{path}: damaged: cannot be read: {error}") from error
@@ -193,7 +196,8 @@ def _offsets(path: Path, metadata: dict[str, str]) -> dict[str, tuple[int, ...]]
         places = {name: tuple(entry[OFFSETS]) for name, entry in json.loads(text).items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{path}: damaged: its header: {error}") from error
-    if not all(type(number) is int and number >= 0 for one in places.values() for number in one):
+    numbers = (number for one in places.values() for number in one)
+    if not all(type(number) is int and 0 <= number < _MOST_ELEMENTS for number in numbers):
         raise DamagedCheckpointError(f"{path}: damaged: its header has places that are no numbers")
     return places
 
@@ -202,7 +206,7 @@ def _joined(name: str, parts: list[_Part]) -> _Tensor:
     """Puts parts together: each element has to be in exactly one of them."""
     first = parts[0]
     if any(part.dtype != first.dtype or len(part.sizes) != len(first.sizes) for part in parts):
-        raise DamagedCheckpointError(f"{first.path}: damaged: {name} has parts of several kinds")
+        raise DamagedCheckpointError(f"{first.path}: damaged: {name!r} has parts of several kinds")
     ends = [
         [offset + size for offset, size in zip(part.offsets, part.sizes, strict=True)]
         for part in parts
@@ -213,12 +217,12 @@ def _joined(name: str, parts: list[_Part]) -> _Tensor:
     for start, part in placed:
         if start != position or not _is_range(part, shape):
             raise DamagedCheckpointError(
-                f"{part.path}: damaged: {name} has element {min(start, position)} twice or not at "
-                "all"
+                f"{part.path}: damaged: {name!r} has element {min(start, position)} twice or not "
+                "at all"
             )
         position += part.length
     if position != math.prod(shape):
-        raise DamagedCheckpointError(f"{first.path}: damaged: {name} lacks its last elements")
+        raise DamagedCheckpointError(f"{first.path}: damaged: {name!r} lacks its last elements")
     return _Tensor(shape, first.dtype, placed)
 
 

@@ -25,6 +25,7 @@ from msam_scale.optimization import SkippedSteps
 from msam_scale.ranks import Ranks
 from msam_scale.sharding import Sharding
 from msam_scale.sharding.pieces import MODEL, OPTIMIZER, Piece
+from msam_scale.sharding.state import STATE_SEPARATOR, kept_shapes
 from msam_scale.weight_average import WeightAverage
 
 AVERAGE = "average/"
@@ -135,7 +136,10 @@ def _opened(
             f"{optimizer_name(sharding)}; the optimizer of before works"
         )
     shards = Shards(folder, manifest)
-    _check_names(shards.under(MODEL), expected=engine.whole_state)
+    check_names(shards.under(MODEL), expected=engine.whole_state)
+    _check_optimizer_state(
+        shards.under(OPTIMIZER), optimizer=sharding.optimizer, weights=engine.whole_state
+    )
     return shards, progress
 
 
@@ -161,7 +165,7 @@ def _load_average(engine: Checkpointable, sharding: Sharding, shards: Shards) ->
             f"{shards.folder}: holds no average of the weights; training.ema: null, as when it was "
             "saved, works"
         )
-    _check_names(averaged, expected=engine.whole_state)
+    check_names(averaged, expected=engine.whole_state)
     sharding.load(averaged, None)
     engine.average.copy_from_weights()
 
@@ -202,7 +206,7 @@ def load_weights(folder: Path, model: nn.Module, *, averaged: bool = False) -> N
         UserError: they cannot be read, or are of another model.
     """
     weights = read_weights(folder, averaged=averaged)
-    _check_names(weights, expected=model.state_dict(), types=False)
+    check_names(weights, expected=model.state_dict(), types=False)
     model.load_state_dict(dict(weights))
 
 
@@ -237,9 +241,14 @@ def _averaged_pieces(average: WeightAverage, sharding: Sharding) -> list[Piece]:
         ]
 
 
-def _check_names(
+def check_names(
     weights: TensorsUnder, *, expected: Mapping[str, torch.Tensor], types: bool = True
 ) -> None:
+    """Compares names, shapes and, if asked for, types of saved weights with a model's.
+
+    Raises:
+        UserError: they are of another model; names the first that differs.
+    """
     missing, unknown = (
         sorted(expected.keys() - weights.keys()),
         sorted(weights.keys() - expected.keys()),
@@ -255,6 +264,27 @@ def _check_names(
             raise UserError(
                 f"{weights.folder}: {name} is {dtype} {tuple(shape)}, but the model's is "
                 f"{tensor.dtype} {tuple(tensor.shape)}"
+            )
+
+
+def _check_optimizer_state(
+    saved: TensorsUnder, *, optimizer: torch.optim.Optimizer, weights: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuses a state of other parts or shapes than the optimizer keeps; only torch's can tell."""
+    parts: dict[str, dict[str, tuple[int, ...]]] = {}
+    for entry in saved:
+        name, _, key = entry.rpartition(STATE_SEPARATOR)
+        parts.setdefault(name, {})[key] = tuple(saved.shape(entry))
+        if not saved.dtype(entry).is_floating_point:
+            raise UserError(f"{saved.folder}: {OPTIMIZER + entry!r} is of {saved.dtype(entry)}")
+    if not f"{type(optimizer).__module__}.".startswith("torch.optim."):
+        return
+    for name in parts.keys() & weights.keys():
+        expected = list(kept_shapes(optimizer, weights[name].shape))
+        if expected and parts[name] not in expected:
+            raise UserError(
+                f"{saved.folder}: {OPTIMIZER}{name} has {parts[name]}, and "
+                f"{type(optimizer).__name__} keeps {expected[0]}"
             )
 
 

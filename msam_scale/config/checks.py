@@ -216,8 +216,8 @@ def _to_resume_is_to_go_on(*, resume: str) -> Iterator[Problem]:
         yield Problem(
             "checkpoint.resume",
             f"{shown(resume)} is neither auto nor never; to start from another run's weights and "
-            f"optimizer, checkpoint.start_from={resume} works, and a start after it goes on from "
-            "the run's own checkpoints",
+            f"optimizer, checkpoint.start_from={resume[:200]} works, and a start after it goes on "
+            "from the run's own checkpoints",
         )
 
 

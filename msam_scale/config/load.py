@@ -23,6 +23,9 @@ from msam_scale.config.schema import Config
 from msam_scale.config.text_keys import remove_other_keys
 from msam_scale.config.validation import validate
 
+# Settings by which a config consents to code or commands that it names.
+_CONSENT = ("data.allow_commands",)
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -76,8 +79,18 @@ def load(
     overrides: Iterable[str] = (),
     world_size: int | None = None,
     for_training: bool = False,
+    allow_code: bool = True,
 ) -> Loaded:
-    """As `load_config`, with all that there is to say of the config."""
+    """As `load_config`, with all that there is to say of the config.
+
+    Args:
+        source: as for `load_config`.
+        overrides: as for `load_config`.
+        world_size: as for `load_config`.
+        for_training: as for `load_config`.
+        allow_code: whether the config may consent to code and commands that it names. One that came
+            with a run or a checkpoint may not: consent is its user's, in the call.
+    """
     document = read_document(source)
     other_keys = remove_other_keys(document.values)
     document, translation = _translated(document, world_size=world_size)
@@ -105,6 +118,8 @@ def load(
         )
 
     config, notes = validated.config, list(translation.notes)
+    if not allow_code:
+        config = _with_defaults(config, _CONSENT)
     found = find(config)
     while idle := [one for one in found if _is_left_idle(one, overridden=applied.keys)]:
         notes += [_idle_note(located(one), config) for one in idle]

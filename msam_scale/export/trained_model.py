@@ -9,10 +9,11 @@ from torch import nn
 
 from data_pipelines.errors import UserError
 from data_pipelines.preparation.record import TokenizerRecord
-from msam_scale.checkpoint import Progress, find_checkpoint, load_weights
+from msam_scale.checkpoint import find_checkpoint, load_weights
 from msam_scale.config import Config
 from msam_scale.models import ModelRequest, build_model
 from msam_scale.precision import PRECISIONS
+from msam_scale.training.resuming import check_checkpoint
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def load_trained_model(location: Path, *, averaged: bool = False) -> TrainedMode
     """
     inside = location / "checkpoints"
     checkpoint = find_checkpoint(inside if inside.is_dir() else location)
-    progress = Progress.read(checkpoint)
+    progress = check_checkpoint(checkpoint)
     config = progress.resolved_config(checkpoint)
     task = progress.extra.get("task")
     if task is None or config.model.name is None:
@@ -58,7 +59,11 @@ def load_trained_model(location: Path, *, averaged: bool = False) -> TrainedMode
         )
     settings = progress.extra.get("model_settings")
     request = ModelRequest(
-        str(config.model.name), arguments=config.model.args, settings=settings, **task
+        str(config.model.name),
+        arguments=config.model.args,
+        settings=settings,
+        checkpoint=checkpoint,
+        **task,
     )
     model = build_model(config.model.source, request, seed=config.run.seed)
     model.to(PRECISIONS[config.precision].parameters)

@@ -87,12 +87,13 @@ class OpenedRun:
         return ExactCurvature(self.model, loss_fn=self.loss_fn, batches=_Chunks(parts, size=size))
 
 
-def open_run(folder: Path, *, command: str) -> OpenedRun:
+def open_run(folder: Path, *, command: str, allow_code: bool) -> OpenedRun:
     """Opens a run at its newest checkpoint; writes nothing.
 
     Args:
         folder: of the run.
         command: who asks, for messages.
+        allow_code: whether code and commands that the run's config names may run.
 
     Raises:
         UserError: no run or checkpoint there, its data are gone or changed, or this is one of
@@ -115,6 +116,7 @@ def open_run(folder: Path, *, command: str) -> OpenedRun:
             "checkpoint.resume=auto",
         ),
         world_size=1,
+        allow_code=allow_code,
     )
     dtype = PRECISIONS[prepared.config.precision].parameters
     model = prepared.model.to(dtype)

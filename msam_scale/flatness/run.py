@@ -72,18 +72,19 @@ class RunFlatness:
     num_micro_batches: int
 
 
-def measure_run(folder: Path, request: Request) -> RunFlatness:
+def measure_run(folder: Path, request: Request, *, allow_code: bool = False) -> RunFlatness:
     """Measures the flatness of a run at its newest checkpoint; writes nothing.
 
     Args:
         folder: of the run.
         request: what to measure.
+        allow_code: whether code and commands that the run's config names may run.
 
     Raises:
         UserError: no run or checkpoint there, its data are gone or changed, its loss is not finite,
             or more samples or micro-batches are asked for than there are.
     """
-    opened = open_run(folder, command="sharpness")
+    opened = open_run(folder, command="sharpness", allow_code=allow_code)
     config = opened.config
     size = _micro_batch_size(config, request)
     samples = opened.samples(num_samples=request.num_samples, batch_size=size)

@@ -11,12 +11,17 @@ import torch
 from torch import nn
 
 from data_pipelines.errors import UserError
+from msam_scale.config.describe import shown
 from msam_scale.models.own import build_own_model, check_own_name
 from msam_scale.models.request import ModelRequest
 from msam_scale.models.transformers_models import (
     build_transformers_model,
     check_transformers_name,
 )
+from msam_scale.models.weights import check_fits, first_lines
+
+# What models raise that do not fit the data, or whose name says what cannot be.
+_OF_NAMES_AND_DATA = (TypeError, ValueError, AssertionError, RuntimeError)
 
 __all__ = [
     "MODEL_SOURCES",
@@ -99,13 +104,20 @@ def build_model(source: str, request: ModelRequest, *, seed: int) -> nn.Module:
             f"model.args: num_classes: {given} is not the {request.num_classes} of the data; leave "
             "it out"
         )
+    build = MODEL_SOURCES[source].build
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
         try:
-            return MODEL_SOURCES[source].build(request)
-        except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-            if isinstance(error, UserError):
+            if request.checkpoint is not None:
+                check_fits(request, build)
+            torch.manual_seed(seed)
+            return build(request)
+        except UserError:
+            raise
+        except Exception as error:
+            # Models look at few of their arguments: what a text for a layer leads to is anything.
+            if not request.arguments and not isinstance(error, _OF_NAMES_AND_DATA):
                 raise
             raise UserError(
-                f"model.args: {request.name} refuses {dict(request.arguments)}: {error}"
+                f"model.args: {request.name} refuses {shown(dict(request.arguments))}: "
+                f"{type(error).__name__}: {first_lines(error)}"
             ) from error

@@ -22,6 +22,7 @@ class ModelRequest:
         weights: a safetensors file to start from; not beside `pretrained`.
         settings: of a transformers model, as a checkpoint keeps them; then nothing is looked up.
         anew: gets the names of the layers that the weights leave at their initial values.
+        checkpoint: whose weights it will be given; one of another model is refused.
     """
 
     name: str
@@ -33,6 +34,7 @@ class ModelRequest:
     weights: Path | None = None
     settings: Mapping[str, Any] | None = None
     anew: list[str] = field(default_factory=list, compare=False)
+    checkpoint: Path | None = None
 
     def keywords(self, *, channels: str) -> dict[str, Any]:
         """The keyword arguments of the model.

@@ -14,6 +14,7 @@ from data_pipelines.errors import UserError
 from msam_scale.models.request import ModelRequest
 from msam_scale.models.weights import (
     explained_misfit,
+    first_lines,
     load_weights,
     num_outputs,
     saved_weights,
@@ -83,13 +84,13 @@ def _from_hub(name: str, arguments: dict[str, Any]) -> Any:
         model = timm.create_model(name, pretrained=True, **arguments)
     except OSError as error:
         raise UserError(
-            f"model.pretrained: the weights of {name} cannot be fetched: {_first_line(error)}; "
+            f"model.pretrained: the weights of {name} cannot be fetched: {first_lines(error)}; "
             "model.weights works without the hub, with the path of a .safetensors file"
         ) from error
     except RuntimeError as error:
         raise UserError(
             f"model.pretrained: timm's weights do not fit {name} with {arguments}: "
-            f"{_first_line(error)}; fewer model.args work"
+            f"{first_lines(error)}; fewer model.args work"
         ) from error
     return model
 
@@ -101,6 +102,15 @@ def _start_from_file(
     shapes = weight_shapes(path)
     settings = _settings(name)
     heads = _names(settings.get("classifier"))
+    for layer, free in [(one, 0) for one in heads] + [(one, 1) for one in _inputs(settings)]:
+        weight = f"{layer}.weight"
+        if (own := model.state_dict().get(weight)) is not None and (found := shapes.get(weight)):
+            expected = (*own.shape[:free], *found[free : free + 1], *own.shape[free + 1 :])
+            if found != expected:  # before a model as large as the file says is built
+                raise UserError(
+                    f"model.weights: {path} does not fit model.name: {name}: its {weight} is "
+                    f"{found}, and {expected} would fit"
+                )
     num_classes = num_outputs(shapes, heads=heads)
     # The model that the file is of, so that timm checks every name and shape: with another number
     # of classes it would only log what is missing.
@@ -130,11 +140,15 @@ def _settings(name: str) -> dict[str, Any]:
 
 def _num_channels(shapes: dict[str, tuple[int, ...]], settings: dict[str, Any]) -> int:
     """Channels of the images that the file's model takes."""
-    for convolution in _names(settings.get("first_conv")):
+    for convolution in _inputs(settings):
         shape = shapes.get(f"{convolution}.weight", ())
         if len(shape) == 4:
             return shape[1]
     return int(settings["input_size"][0])
+
+
+def _inputs(settings: dict[str, Any]) -> tuple[str, ...]:
+    return _names(settings.get("first_conv"))
 
 
 def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -144,7 +158,3 @@ def _names(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
 def _pretrained_names(architecture: str) -> str:
     known = timm.list_pretrained(f"{architecture}.*")
     return f"known: {', '.join(known)}" if known else f"{architecture} works, without any"
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).splitlines()[:1])[:300] or type(error).__name__

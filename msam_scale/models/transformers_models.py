@@ -16,6 +16,7 @@ from msam_scale.models.keyed_attention import KEYED_ATTENTION, register_keyed_at
 from msam_scale.models.request import ModelRequest
 from msam_scale.models.weights import (
     explained_misfit,
+    first_lines,
     load_weights,
     num_outputs,
     saved_weights,
@@ -145,7 +146,7 @@ def _set_attention(model: Any, attention: Any) -> None:
             model.set_attn_implementation(attention)
         except (ValueError, ImportError, KeyError, TypeError) as error:
             raise UserError(
-                f"model.args: {_ATTENTION}: {attention!r} does not work: {_first_line(error)}; "
+                f"model.args: {_ATTENTION}: {attention!r} does not work: {first_lines(error)}; "
                 "left out, attention dropout does not depend on the layout"
             ) from error
     elif getattr(model, "_supports_attention_backend", False):
@@ -194,18 +195,14 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turns what transformers raises about a name into one line."""
+    """Turns what transformers raises about a name, or settings of others, into one line."""
     try:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # anything: a torch_dtype that is none is an AttributeError
         where = "" if Path(name).is_dir() else "; the path of a folder with config.json works, too"
         raise UserError(
             f"model.name: {name!r} cannot be loaded as a sequence classifier: "
-            f"{_first_line(error)}{where}"
+            f"{first_lines(error)}{where}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).splitlines()[:2])[:300] or type(error).__name__

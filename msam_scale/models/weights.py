@@ -2,20 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.overrides import TorchFunctionMode
 
 from data_pipelines.errors import UserError
-from msam_scale.checkpoint import find_checkpoint, read_weights
+from msam_scale.checkpoint import check_names, find_checkpoint, read_weights
+from msam_scale.models.request import ModelRequest
 
 _SUFFIX = ".safetensors"
 _PICKLES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+# Parameters are registered several times where they are tied or replaced.
+_TIMES_LARGER, _MORE_TENSORS = 4, 1000
+_DRAWN = {
+    torch.Tensor.normal_,
+    torch.Tensor.uniform_,
+    torch.Tensor.fill_,
+    torch.Tensor.zero_,
+    torch.Tensor.copy_,
+    torch.Tensor.mul_,
+    torch.Tensor.add_,
+    torch.Tensor.div_,
+}
+# Settings whose numbers become lists before there is a layer.
+_OF_LAYERS, _OF_CLASSES = re.compile("depth|layer|block"), re.compile("classes|label")
+
+
 _WORKS = "a .safetensors file works, and the folder of a checkpoint"
 
 
@@ -66,6 +88,77 @@ def _how_to_convert(path: Path) -> str:
         f"import save_file; w = torch.load('{path}', weights_only=True); save_file(w.get("
         f"'state_dict', w.get('model', w)), '{path.with_suffix(_SUFFIX)}')\" converts it"
     )
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Initial values are not drawn, which tensors on the meta device do not have anyway.
+
+    torch has such drawing in Python, whose import takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__ or func in _DRAWN:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def check_fits(request: ModelRequest, build: Callable[[ModelRequest], nn.Module]) -> None:
+    """Refuses a model that is not the one of `request.checkpoint`, before it takes any memory.
+
+    What a checkpoint says of its model may be any number. The model is built on the meta device,
+    where it takes no memory but for its layers, and those are counted.
+
+    Args:
+        request: with a checkpoint.
+        build: what makes the model; one that cannot do so without values is left to those who load
+            the checkpoint.
+
+    Raises:
+        UserError: it is of another model.
+    """
+    assert request.checkpoint is not None
+    saved = read_weights(request.checkpoint, verifies=False)
+    shapes = [saved.shape(name) for name in saved]
+    most = _TIMES_LARGER * len(saved) + _MORE_TENSORS
+    widest = max((size for shape in shapes if shape.numel() for size in shape), default=0)
+    limits = {_OF_LAYERS: most, _OF_CLASSES: widest}
+    stated = {"num_classes": request.num_classes, **request.arguments, **(request.settings or {})}
+    for name, value in stated.items():
+        numbers = value if isinstance(value, list) else [value]
+        total = sum(number for number in numbers if type(number) is int)
+        if any(total > limit for words, limit in limits.items() if words.search(name)):
+            raise UserError(
+                f"{request.checkpoint}: of another model: {name} of {total} is more than its "
+                f"{len(saved)} tensors can have"
+            )
+    count = itertools.count()
+
+    def look(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if next(count) > most:
+            raise UserError(
+                f"{request.checkpoint}: of another model: it holds {len(saved)} tensors, and "
+                f"{request.name} has more than {most}"
+            )
+
+    registered = register_module_parameter_registration_hook(look)
+    try:
+        with torch.device("meta"), _WithoutValues():
+            model = build(request)
+    except UserError:
+        raise
+    except Exception:
+        return
+    finally:
+        registered.remove()
+    check_names(saved, expected=model.state_dict(), types=False)
+
+
+def first_lines(error: Exception) -> str:
+    """What an exception of a library says, in one short line."""
+    return " ".join(str(error).splitlines()[:2])[:300] or type(error).__name__
 
 
 def num_outputs(shapes: Mapping[str, Sequence[int]], *, heads: Sequence[str]) -> int:

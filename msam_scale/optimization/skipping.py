@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -18,6 +19,10 @@ _WHAT_HELPS = (
     "a lower optimizer.lr, a longer schedule.warmup or optimizer.clip_norm may help, or the data "
     "may hold bad values"
 )
+
+_LARGEST = torch.finfo(torch.float16).max
+# Gradients may be larger than 1, and some steps halve nothing.
+_MORE_STEPS = 20
 
 
 def step_unless(
@@ -69,18 +74,26 @@ class SkippedSteps:
         device: where the steps are computed.
         policy: `objective.non_finite`; with another than `skip` one is too many.
         speaks: whether this rank says which step was skipped, and why.
+        loss_scale: gives what the loss is multiplied by before a backward.
 
     Attributes:
         by_cause: how many steps of this process were skipped, by what was not finite.
     """
 
     def __init__(
-        self, *, limit: int, device: torch.device, policy: str = "skip", speaks: bool = False
+        self,
+        *,
+        limit: int,
+        device: torch.device,
+        policy: str = "skip",
+        speaks: bool = False,
+        loss_scale: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self.by_cause: Counter[str] = Counter()
         self._speaks = speaks
         self._limit = limit
         self._policy = policy
+        self._loss_scale = loss_scale
         self._counts = torch.zeros(_NUM_COUNTS, dtype=torch.int64, device=device)
         self._late = device.type != "cpu"
         self._copy = torch.zeros(_NUM_COUNTS, dtype=torch.int64, pin_memory=self._late)
@@ -142,8 +155,19 @@ class SkippedSteps:
                 f"{in_a_row} steps in a row had a loss or gradients that are not finite "
                 f"(objective.max_skipped_steps: {self._limit}), the last of them step "
                 f"{self._step + 1}: {fault_words(faults)}; the weights are as they were before the "
-                f"first of them; {_WHAT_HELPS}"
+                f"first of them; {self._what_helps()}"
             )
+
+    def _what_helps(self) -> str:
+        scale = self._loss_scale()
+        if scale <= _LARGEST:
+            return _WHAT_HELPS
+        steps = self._limit + math.ceil(math.log2(scale / _LARGEST)) + _MORE_STEPS
+        return (
+            f"the loss scale is still {scale:.4g} (training.loss_scale, fp16 of a DeepSpeed JSON), "
+            f"and float16 ends at {_LARGEST:.0f}: an initial power of 16, the default, works, or "
+            f"objective.max_skipped_steps: {steps}, as each such step halves it"
+        )
 
     def _say(self, cause: str) -> None:
         """Says so for the 1st, 2nd, 4th, 8th … step of a cause; in float16 they are no surprise."""

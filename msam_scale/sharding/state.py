@@ -145,6 +145,34 @@ def state_keys(
     return keys
 
 
+def kept_shapes(
+    optimizer: torch.optim.Optimizer, shape: torch.Size
+) -> Iterator[dict[str, tuple[int, ...]]]:
+    """What each group of one of torch's optimizers keeps for a parameter of a shape.
+
+    It is seen on an optimizer of the same class and settings that steps once, on a small parameter
+    of as many dimensions. A group that takes no such parameter gives nothing.
+    """
+    for group in optimizer.param_groups:
+        trial = torch.zeros([2] * len(shape))
+        trial.grad = torch.zeros_like(trial)
+        settings = {name: value for name, value in group.items() if name != "param_names"}
+        try:
+            of_its_kind = type(optimizer)([{**settings, "params": [trial]}])  # type: ignore[call-arg]
+            of_its_kind.step()
+        except (RuntimeError, ValueError):
+            continue
+        kept = {}
+        for key, value in of_its_kind.state[trial].items():
+            if value is not None:
+                small = tuple(torch.as_tensor(value).shape)
+                if len(small) == len(shape):
+                    sizes = zip(small, shape, strict=True)
+                    small = tuple(whole if size == 2 else size for size, whole in sizes)
+                kept[key] = small
+        yield kept
+
+
 def _trained(
     optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> Iterator[tuple[str, torch.Tensor]]:

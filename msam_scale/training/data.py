@@ -80,6 +80,7 @@ def training_loader(
     rank: int,
     steps: range,
     state: Mapping[str, Any] | None,
+    checkpoint: Path | None = None,
 ) -> MicroBatchLoader:
     """The mini-batches of a run, as far as a rank loads them.
 
@@ -90,6 +91,7 @@ def training_loader(
         rank: this one.
         steps: that it loads, counted from the start of the data.
         state: the loader's in the checkpoint that the run goes on from, if there is one.
+        checkpoint: that one.
 
     Raises:
         UserError: a setting is out of range, or the state is of another order of samples.
@@ -122,6 +124,9 @@ def training_loader(
         source=data.train.source,
     )
     if state is not None:
-        # Phases cut the mini-batch into other micro-batches on purpose.
-        loader.load_state_dict(state, allows_new_partition=bool(config.objective.phases))
+        try:
+            # Phases cut the mini-batch into other micro-batches on purpose.
+            loader.load_state_dict(state, allows_new_partition=bool(config.objective.phases))
+        except UserError as error:
+            raise UserError(f"{checkpoint}: {error}") from error
     return loader

@@ -61,7 +61,12 @@ class PreparedRun:
 
 
 def prepare_run(
-    source: str | Path, *, overrides: Iterable[str] = (), world_size: int, tries_model: bool = True
+    source: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    world_size: int,
+    tries_model: bool = True,
+    allow_code: bool = True,
 ) -> PreparedRun:
     """Loads the config, opens the data, builds the model, finds the checkpoint; writes nothing.
 
@@ -70,11 +75,19 @@ def prepare_run(
         overrides: settings that go before the file's.
         world_size: ranks.
         tries_model: whether the model is given a sample, which one rank does for all.
+        allow_code: whether the config may consent to code and commands that it names; not where it
+            came with a run.
 
     Raises:
         ConfigError: everything that is wrong, together.
     """
-    loaded = load(source, overrides=overrides, world_size=world_size, for_training=True)
+    loaded = load(
+        source,
+        overrides=overrides,
+        world_size=world_size,
+        for_training=True,
+        allow_code=allow_code,
+    )
     prepared = _prepare(loaded, world_size=world_size, tries_model=tries_model)
     assert prepared is not None
     return prepared
@@ -228,6 +241,7 @@ def _request(
         arguments=config.model.args,
         pretrained=config.model.pretrained and starts,
         settings=settings,
+        checkpoint=checkpoint,
         weights=None if weights is None else Path(weights).expanduser(),
     )
 

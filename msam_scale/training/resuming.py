@@ -5,17 +5,89 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Literal, Protocol
+
+from pydantic import ConfigDict, Field, Json, JsonValue, ValidationError
 
 from data_pipelines.errors import UserError
+from data_pipelines.loading.state import LoaderState
+from data_pipelines.preparation.record import TokenizerRecord
 from msam_scale.checkpoint import (
     DamagedCheckpointError,
     Manifest,
     Progress,
+    Shards,
     mark_latest,
     set_aside,
     step_folders,
 )
+from msam_scale.checkpoint.manifest import first_mistake
+from msam_scale.checkpoint.progress import PROGRESS, Number, Part
+
+
+class _Task(Part):
+    kind: str
+    num_classes: Annotated[int, Field(ge=1, lt=1 << 62)]
+    num_channels: Annotated[int, Field(ge=1, lt=1 << 62)] | None
+
+
+class _DataSet(Part):
+    class_names: list[str] | None = None
+    tokenizer: Json[TokenizerRecord] | None = None
+
+
+class _LossSpikes(Part):
+    losses: list[float]
+    count: Number
+
+
+class _Rollbacks(Part):
+    total: Number
+    in_a_row: Number
+
+
+class _OfARun(Part):
+    """What a training run keeps in `extra`; what it lacks is older."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    data_fingerprint: str | None = None
+    loader: LoaderState | None = None
+    task: _Task | None = None
+    data_set: _DataSet = _DataSet()
+    model_settings: dict[str, JsonValue] | None = None
+    loss_spikes: _LossSpikes | None = None
+    due: tuple[Literal["evaluation", "sharpness"], ...] = Field((), strict=False)
+    data_offset: Number = 0
+    rollbacks: _Rollbacks | None = None
+
+
+def check_checkpoint(folder: Path, *, with_tensors: bool = True) -> Progress:
+    """Reads all of a run's checkpoint that is small: not the tensors, and no checksum of theirs.
+
+    Args:
+        folder: the checkpoint's.
+        with_tensors: whether the headers of their files are read.
+
+    Raises:
+        DamagedCheckpointError: names the file, and what in it is not as a run writes it.
+    """
+    manifest = Manifest.read(folder)
+    manifest.check_sizes(folder)
+    progress = Progress.read(folder)
+    path = folder / PROGRESS
+    try:
+        run = _OfARun.model_validate(progress.extra)
+    except ValidationError as error:
+        raise DamagedCheckpointError(f"{path}: damaged: extra.{first_mistake(error)}") from error
+    if run.loader is not None and run.loader.step != progress.step + run.data_offset:
+        raise DamagedCheckpointError(
+            f"{path}: damaged: extra.loader.step: {run.loader.step} is not step {progress.step} "
+            f"with extra.data_offset: {run.data_offset}"
+        )
+    if with_tensors:
+        Shards(folder, manifest)
+    return progress
 
 
 class Loads(Protocol):
@@ -40,7 +112,7 @@ class Candidates:
 
     @classmethod
     def in_directory(cls, directory: Path) -> Candidates:
-        """What `checkpoint.resume: auto` chooses from; looks at small files and sizes alone.
+        """What `checkpoint.resume: auto` chooses from; looks at no tensor and no checksum of one.
 
         Raises:
             UserError: there are checkpoints, and none of them can be used.
@@ -49,8 +121,7 @@ class Candidates:
         damaged: dict[Path, str] = {}
         for folder in reversed(step_folders(directory)):
             try:
-                Manifest.read(folder).check_sizes(folder)
-                Progress.read(folder)
+                check_checkpoint(folder, with_tensors=not usable)
             except DamagedCheckpointError as error:
                 damaged[folder] = str(error)
             else:

@@ -444,6 +444,7 @@ class _Run:
             rank=self._engine.ranks.rank,
             steps=range(steps.start + offset, steps.stop + offset),
             state=state,
+            checkpoint=self._candidates.newest,
         )
 
     def _loader_state(self) -> dict[str, Any]:

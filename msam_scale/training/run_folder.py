@@ -12,10 +12,15 @@ from typing import IO, Any
 
 from data_pipelines.durable_files import remove_partials, replace_file
 from data_pipelines.errors import UserError
-from msam_scale.checkpoint import Progress, clear_leftovers, find_checkpoint, step_folders
+from msam_scale.checkpoint import (
+    Progress,
+    clear_leftovers,
+    find_checkpoint,
+    step_folders,
+)
 from msam_scale.config import Config
 from msam_scale.config.keys import all_keys, value_at
-from msam_scale.training.resuming import Candidates
+from msam_scale.training.resuming import Candidates, check_checkpoint
 
 # What the result does not depend on, and may change on resume. Data are compared by fingerprint.
 # What numbers that are not finite lead to is free, too: a run that met them is to be mended.
@@ -171,7 +176,7 @@ def _checkpoint_of(location: str) -> Path:
     inside = path / "checkpoints"
     try:
         found = find_checkpoint(inside if inside.is_dir() else path)
-        Progress.read(found)
+        check_checkpoint(found)
     except UserError as error:
         raise UserError(f"checkpoint.start_from: {error}") from error
     return found

@@ -128,6 +128,26 @@ def test_what_a_file_could_not_hold_is_refused_in_arguments() -> None:
         assert problem.message.startswith(said)
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        "model.weights",
+        "run.dir",
+        "run.name",
+        "data.cache_dir",
+        "sharding.deepspeed",
+        "checkpoint.start_from",
+        "monitor.deepspeed_tensorboard",
+    ],
+)
+def test_paths_that_no_file_system_has_are_refused(key: str) -> None:
+    said = "... is longer than a path can be: 4095 bytes, and 255 between two slashes"
+    for path in ("ü" * 128, "/a" * 2048 if key != "run.name" else "a" * 256):
+        assert_refused(f"config: {key}: '{path[:56]}{said}", load, {key: path})
+    if key != "sharding.deepspeed":  # which is read at once
+        load({key: "ü" * 127})
+
+
 def test_training_needs_a_model_data_a_rate_and_a_length() -> None:
     needed = {"model.name": "vit", "data.train": "d", "optimizer.lr": 0.1, "training.epochs": 1}
     check_for_training(load(needed))

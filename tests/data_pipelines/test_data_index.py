@@ -240,6 +240,12 @@ def test_fingerprint_follows_the_samples(make_numbered: MakeNumbered) -> None:
     one.verify_fingerprint()
 
 
+def test_braces_in_braces_still_name_shards(digits: PreparedDataset) -> None:
+    for braces in ("{000000,00000{1..2}}", "00000{0,{1,2}}", "0{0..0}{0..0}{0..0}{0..0}{0..2}"):
+        index = SampleIndex.open(f"{digits.directory}/train/train-{braces}.tar")
+        assert index.num_samples == SampleIndex.open(digits.directory / "train").num_samples
+
+
 @pytest.mark.parametrize("words", [["index"], ["check"], ["bench"]])
 def test_names_that_are_too_long_are_refused(
     words: list[str], capsys: pytest.CaptureFixture[str]

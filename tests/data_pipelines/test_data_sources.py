@@ -372,6 +372,9 @@ def test_refused_locations_show_no_secret() -> None:
         ("https://u:SECRET@h.invalid/x#part", SourceOptions()),
         ("https://u:SECRET@/x?token=SECRET", SourceOptions(cache_dir=Path("cache"))),
         ("file://u:SECRET@host/x", SourceOptions()),
+        ("https://u:SECRET@[::1/x", SourceOptions()),
+        ("https://u:SECRET@[x]/x", SourceOptions()),
+        ("file://u:SECRET@[::1/x", SourceOptions()),
     ):
         with pytest.raises(UserError) as raised:
             open_split(location, options=options)

@@ -152,16 +152,16 @@ FAULTS = (
     Fault(
         name="loaded-state-keeps-the-old-count",
         file="data_pipelines/loading/micro_batches.py",
-        old="        self.bad_samples.load_state(saved.bad_samples)\n"
+        old='        self.bad_samples.load_state(saved.model_dump()["bad_samples"])\n'
         "        self._num_items_yielded = 0\n",
-        new="        self.bad_samples.load_state(saved.bad_samples)\n",
+        new='        self.bad_samples.load_state(saved.model_dump()["bad_samples"])\n',
         claim="A state that was loaded into a used loader is what the loader says of itself.",
         tests=(f"{_STATE}::test_going_on_gives_the_rest",),
     ),
     Fault(
         name="bad-samples-are-lost-at-a-resume",
         file="data_pipelines/loading/micro_batches.py",
-        old="        self.bad_samples.load_state(saved.bad_samples)\n",
+        old='        self.bad_samples.load_state(saved.model_dump()["bad_samples"])\n',
         new="",
         claim="The list of damaged samples goes on across a resume and counts against its limit.",
         tests=(f"{_STATE}::test_replaced_samples_are_listed_and_kept",),

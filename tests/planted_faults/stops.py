@@ -160,8 +160,8 @@ FAULTS = (
     Fault(
         name="a-mistake-counts-as-a-failure",
         file=_RANK,
-        old="return _fail(ranks, str(error), code=USER_ERROR, stop=supervision.stop)",
-        new="return _fail(ranks, str(error), code=FAILURE, stop=supervision.stop)",
+        old="return _fail(ranks, str(told(error)), code=USER_ERROR, stop=supervision.stop)",
+        new="return _fail(ranks, str(told(error)), code=FAILURE, stop=supervision.stop)",
         claim="The exit code of what the user can mend is 2.",
         tests=(f"{_OF_MISTAKES}::test_a_mistake_is_named_and_nothing_is_written",),
     ),

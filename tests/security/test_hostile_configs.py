@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from memory_bound import bounded
 
+from data_pipelines import SampleIndex, build_index
 from data_pipelines.errors import UserError
 from msam_scale.config import load_config
 from msam_scale.models import ModelRequest, build_model
@@ -83,6 +86,28 @@ def test_configs_that_never_end_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "braces",
+    [
+        "{0..9999999999}",
+        "{0..9}" * 30,
+        "{a..Z}" * 8,
+        "{0,{1,{2,{0..99999999}}}}",
+        "{0..999}{a,b}{0..999..1}",
+        "{" + "a," * 999 + "{0..9999}}{0..999}",
+        "x" * 3000 + "{0..99999}",
+        "{," * 400 + "}" * 400,
+    ],
+)
+def test_braces_that_stand_for_too_much_are_refused(braces: str, tmp_path: Path) -> None:
+    with bounded(), pytest.raises(UserError, match="its braces stand for more than") as caught:
+        build_index([f"{tmp_path}/{braces}.tar"])
+    assert len(str(caught.value)) < 500
+    if len(braces) < 200:  # a name may have so many characters
+        with bounded(), pytest.raises(UserError, match="its braces stand for more than"):
+            SampleIndex.open(f"{tmp_path}/{braces}.tar")
+
+
+@pytest.mark.parametrize(
     ("source", "name", "argument", "words"),
     [
         # timm would read the weights that these name, and unpickles some.
@@ -103,6 +128,34 @@ def test_arguments_that_lead_to_code_are_refused(
     )
     with pytest.raises(UserError, match=words):
         build_model(source, request, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("test_resnet", {"block": "nonsense"}),
+        ("test_resnet", {"act_layer": "nonsense"}),
+        ("test_resnet", {"norm_layer": "nonsense"}),
+        ("test_resnet", {"global_pool": 3.5}),
+        ("test_resnet", {"layers": [1]}),
+        ("test_convnext", {"depths": [1]}),
+    ],
+)
+def test_arguments_that_a_model_cannot_use_are_refused(
+    name: str, arguments: dict[str, Any]
+) -> None:
+    request = ModelRequest(name=name, num_classes=2, num_channels=3, arguments=arguments)
+    with pytest.raises(UserError, match=rf"model.args: {name} refuses .*{next(iter(arguments))}"):
+        build_model("timm", request, seed=0)
+
+
+def test_settings_that_name_no_type_are_refused(tmp_path: Path) -> None:
+    settings = {"model_type": "bert", "torch_dtype": "nonsense", "num_hidden_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    for kept in (None, settings):
+        request = ModelRequest(name=str(tmp_path), num_classes=2, kind="text", settings=kept)
+        with pytest.raises(UserError, match=r"cannot be loaded .*nonsense"):
+            build_model("transformers", request, seed=0)
 
 
 def test_kernels_of_the_hub_are_refused() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from msam_scale.config.problems import ConfigError, Problem
 from msam_scale.config.reading import Document, read_document
+from msam_scale.config.sections.base import checked_path
 
 _SETTING = "sharding.deepspeed"
 
@@ -24,8 +25,11 @@ def read_section_file(document: Document) -> list[Problem]:
     """
     sharding: Any = document.values.get("sharding")
     named = sharding.get("deepspeed") if isinstance(sharding, dict) else None
-    if not isinstance(named, str) or not named:
-        return []
+    try:
+        if not isinstance(named, str) or not checked_path(named):
+            return []
+    except ValueError:
+        return []  # refused with all other settings
     beside = (document.folder or Path()) / Path(named).expanduser()
     path = beside if beside.exists() else Path(named).expanduser()
     try:

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from msam_scale.config.sections.base import Arguments, Count, Section, Text
+from msam_scale.config.sections.base import Arguments, Count, PathText, Section, Text, checked_path
 
 
 def _plain_folder_name(name: str) -> str:
     if name in ("", ".", "..") or not name.isprintable() or any(sign in name for sign in "/\\"):
         raise ValueError("is not a plain folder name; a name without / or \\ works")
-    return name
+    return checked_path(name)
 
 
 class RunSection(Section):
@@ -22,7 +22,7 @@ class RunSection(Section):
     """Name of the run and of its folder inside `run.dir`; a plain folder name. By default the
     config file's name without its suffix, or `run` when the config is not a file."""
 
-    dir: Text = "runs"
+    dir: PathText = "runs"
     """Folder that holds the folders of all runs, relative to where the command is started."""
 
     seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
@@ -45,7 +45,7 @@ class ModelSection(Section):
     """Start from the library's pretrained weights rather than from random ones. Off by default, so
     that nothing is fetched unless asked for."""
 
-    weights: Text | None = None
+    weights: PathText | None = None
     """Start from the weights in this `.safetensors` file or folder of a checkpoint. As with
     `model.pretrained`, a head for another number of classes starts anew and timm's models take
     another image size. `null`, the default: none."""
@@ -81,7 +81,7 @@ class DataSection(Section):
     samples; `window` and `lanes` trade some of its randomness for more sequential reading, how
     much in their parameters: `window:shards=64`, `lanes:lanes=256,shards=2`."""
 
-    cache_dir: Text | None = None
+    cache_dir: PathText | None = None
     """Folder on a local disk that keeps copies of remote shards. `null`, the default: shards are
     read where they are."""
 
@@ -91,7 +91,8 @@ class DataSection(Section):
 
     allow_commands: bool = False
     """Allow `pipe:COMMAND` as the location of data, which runs a command of the shell. Off by
-    default: look for it before you run a config from elsewhere."""
+    default: look for it before you run a config from elsewhere. Commands that open a run's folder
+    take no such consent from the config in it, only from their own `--allow-code`."""
 
     resident: bool = False
     """Read the training samples once and keep them in each rank's memory: for data sets of small

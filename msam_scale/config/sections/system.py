@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from msam_scale.config.sections.base import Arguments, Count, Section, Text
+from msam_scale.config.sections.base import Arguments, Count, PathText, Section, Text
 
 Precision = Literal["float32", "bfloat16", "float16", "float64"]
 
@@ -27,7 +27,7 @@ class ShardingSection(Section):
     """Class names of the model's repeated layers, which are gathered, checkpointed and compiled one
     by one. `null`, the default: they are found."""
 
-    deepspeed: Text | Arguments | None = None
+    deepspeed: PathText | Arguments | None = None
     """DeepSpeed settings that are merged into those this config leads to: the path of a JSON file,
     looked for beside this config first, or the settings themselves. What both decide has to agree.
     `null`, the default: nothing to merge."""
@@ -55,7 +55,7 @@ class CheckpointSection(Section):
     """What a start does with the run's own checkpoints: `auto`, the default, goes on from the
     newest one if there is any, `never` refuses a folder that holds one."""
 
-    start_from: Text | None = None
+    start_from: PathText | None = None
     """Folder of another run, or of one of its checkpoints, whose weights and optimizer state the
     run starts from: at step 0, with its own schedule, data and seed. A run that has checkpoints of
     its own goes on from them. `null`, the default: the model's own initial weights."""
@@ -72,7 +72,7 @@ class MonitorSection(Section):
     """Write TensorBoard event files into the run's folder. On by default: they cost next to
     nothing."""
 
-    deepspeed_tensorboard: Text | None = None
+    deepspeed_tensorboard: PathText | None = None
     """Folder that gets TensorBoard event files with DeepSpeed's names by number of samples:
     `Train/Samples/lr` at every step, `Train/Samples/train_loss` at every report. It is
     `output_path`/`job_name` of a DeepSpeed config's `tensorboard` section. `null`, the default:

@@ -14,6 +14,7 @@ from data_pipelines.errors import UserError
 from msam_scale.batch_tree import Batch
 from msam_scale.layers.modes import evaluating
 from msam_scale.losses import LossFunction
+from msam_scale.models.weights import first_lines
 from msam_scale.training.tasks.image_loss import image_loss
 from msam_scale.training.tasks.interface import Task
 
@@ -69,11 +70,10 @@ class ImageTask(Task):
         try:
             with evaluating(model), torch.no_grad():
                 model(torch.zeros(1, channels, height, width))
-        except (RuntimeError, AssertionError, ValueError, TypeError, IndexError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        except Exception as error:  # of a model that has taken other arguments than it can use
             raise UserError(
                 f"{type(model).__name__} does not take the images of {height} × {width} pixels "
-                f"that data.transform: {self._transform.name} makes: {reason[:200]}; another "
+                f"that data.transform: {self._transform.name} makes: {first_lines(error)}; another "
                 "transform works, or the size in model.args (img_size for many models of timm)"
             ) from error
 
