@@ -16,6 +16,8 @@ from pydantic import BaseModel
 
 from msam_scale.config import Config, load_config
 from msam_scale.config.deepspeed.engine_settings import engine_settings
+from msam_scale.config.deepspeed.fates import PassedOn
+from msam_scale.config.deepspeed.zero_keys import ZERO_KEYS
 from msam_scale.config.load import load as load_with_notes
 from msam_scale.optimization.from_config import optimizer_builder
 
@@ -150,6 +152,14 @@ def test_a_default_that_is_written_out_changes_nothing(source: Any, stage: int) 
         for config in (ours, theirs):
             del config["sharding"]["deepspeed"]  # where it is handed on, DeepSpeed has read it
         assert theirs == ours, key
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_null_is_as_good_as_missing(stage: int) -> None:
+    handed_on = [key for key, fate in ZERO_KEYS.items() if isinstance(fate, PassedOn)]
+    assert len(handed_on) > 5
+    nulls = dict.fromkeys(handed_on)
+    assert load(zero_optimization={**nulls, **zero(stage)}) == load(zero_optimization=zero(stage))
 
 
 def test_a_missing_clipping_is_deepspeeds_own() -> None:

@@ -180,14 +180,6 @@ FAULTS = (
         _KEYS,
     ),
     Fault(
-        "null-is-passed-on",
-        f"{_FOLDER}/translation.py",
-        "if isinstance(ZERO_KEYS.get(key), PassedOn) and value is not None",
-        "if isinstance(ZERO_KEYS.get(key), PassedOn)",
-        "A key of ZeRO that is null is as if it were not there.",
-        _KEYS,
-    ),
-    Fault(
         "two-sections-disagree",
         f"{_FOLDER}/agreement.py",
         "        if ours != theirs:\n",

@@ -169,7 +169,7 @@ def handed_on(values: Mapping[str, Any]) -> dict[str, Any]:
         kept = {
             key: copy.deepcopy(value)
             for key, value in zero.items()
-            if isinstance(ZERO_KEYS.get(key), PassedOn) and value is not None
+            if isinstance(ZERO_KEYS.get(key), PassedOn)
         }
         for name in OFFLOAD_KEYS:
             if isinstance(kept.get(name), dict):
