@@ -109,7 +109,8 @@ def _start_from_file(
             if found != expected:  # before a model as large as the file says is built
                 raise UserError(
                     f"model.weights: {path} does not fit model.name: {name}: its {weight} is "
-                    f"{found}, and {expected} would fit"
+                    f"{found}, and {expected} would fit; weights of the same model with the same "
+                    "model.args work"
                 )
     num_classes = num_outputs(shapes, heads=heads)
     # The model that the file is of, so that timm checks every name and shape: with another number
