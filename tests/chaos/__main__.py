@@ -61,7 +61,7 @@ def main() -> None:
         prepare("digits", out=home / "digits")
         for place, setting in enumerate(_SETTINGS):
             first, last = (arguments.kills * i // len(_SETTINGS) for i in (place, place + 1))
-            num_steps = 4 * (last - first) + 4
+            num_steps = 25 * (last - first)
             whole, killed = (
                 Job(home, name=f"{name}-{place}", num_steps=num_steps, setting=setting)
                 for name in ("whole", "killed")

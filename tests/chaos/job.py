@@ -47,7 +47,7 @@ class Kill:
     """Who is killed, and when.
 
     Attributes:
-        stage: of a rank's way through a start, `start` for a moment before the first step, or
+        stage: of a rank's way through a start, `start` for a moment up to the first step, or
             `random` for one after it.
         who: rank, all or launcher.
         after: seconds after the launcher's start, or after the first step.
@@ -124,14 +124,17 @@ class Job:
             )
 
     def kill(self, launcher: subprocess.Popen[bytes], kill: Kill) -> None:
-        """Kills at a moment; ranks that are not there yet are not killed, but the launcher is."""
+        """Kills at a moment; where no rank is there yet, the launcher."""
+        start = time.monotonic()
+        while not re.search(r"^\S+  step \d+/", self.text(), flags=re.MULTILINE):
+            waited = time.monotonic() - start
+            if kill.stage == "start" and waited > kill.after:
+                break
+            assert launcher.poll() is None, self.text()
+            assert waited < _SECONDS, self.text()
+            time.sleep(0.01)
         if kill.stage == "random":
-            deadline = time.monotonic() + _SECONDS
-            while not re.search(r"^\S+  step \d+/", self.text(), flags=re.MULTILINE):
-                assert launcher.poll() is None, self.text()
-                assert time.monotonic() < deadline, self.text()
-                time.sleep(0.01)
-        time.sleep(kill.after)
+            time.sleep(kill.after)
         ranks = [one for one in self.processes() if _is_rank(one)]
         victims = {"rank": ranks[:1], "all": ranks}.get(kill.who) or [psutil.Process(launcher.pid)]
         for victim in victims:
