@@ -216,7 +216,8 @@ def kill_and_look(job: Job, kill: Kill) -> tuple[int, float]:
     reached = kill.stage != "start" or "resumed after" in said
     assert not before or not reached or f"resumed after step {before} of" in said, said
     assert kill.is_timed or "KILLED" in said, said
-    assert launcher.returncode != 0, said
+    # DeepSpeed's runner ends with 0 where its own launch.py is killed.
+    assert launcher.returncode != 0 or kill.who == "launcher", said
     after = job.check()
     assert after >= before, f"step {before} is lost:\n{said}"
     return after, seconds
