@@ -183,9 +183,10 @@ def _beats_before_and_after_a_break(log: str) -> None:
     watchdog = Watchdog(timeout=1.0, rank=0)
     watchdog.start()
     watchdog.beat(phase="step", step=1)
+    time.sleep(0.3)  # the watchdog has seen the beat by then
     os.write(2, b"beats\n")
-    for _ in range(5):  # the time that it is stopped ends only one of them
-        time.sleep(0.1)
+    for _ in range(3):  # the time that it is stopped ends only one of them
+        time.sleep(0.15)
     watchdog.beat(phase="step", step=2)
     time.sleep(0.2)
     os._exit(0)
