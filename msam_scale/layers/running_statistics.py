@@ -38,6 +38,8 @@ class RunningStatistics:
             torch.arange(len(self._layers), device=device),
             torch.tensor(self._num_features, dtype=torch.int64, device=device),
         )
+        dtypes = {buffer.dtype for buffer in self._buffers("running_var")}
+        self._largest = min((torch.finfo(dtype).max for dtype in dtypes), default=0.0)
         # torch's momentum None is a cumulative average: NaN marks it here.
         self._momentum = torch.tensor(
             [float("nan") if layer.momentum is None else layer.momentum for layer in self._layers],
@@ -69,8 +71,7 @@ class RunningStatistics:
             new = torch.where((counts > 0)[self._layer_of_feature], new, old)
             self._moved.append((running, old, new))
             largest.append(new.abs().amax())
-        limit = min(torch.finfo(buffer.dtype).max for buffer in self._buffers("running_var"))
-        return torch.stack(largest).amax() <= limit  # false for what is not a number
+        return torch.stack(largest).amax() <= self._largest  # false for what is not a number
 
     def update(self, applies: torch.Tensor) -> None:
         """Moves the running statistics to where `follow` has found them.
